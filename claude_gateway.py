@@ -1,0 +1,5404 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""claude_gateway: one file between Anthropic clients and the upstreams that serve them.
+
+Run it, then point a client at it::
+
+    python3 claude_gateway.py --port 8045
+    ANTHROPIC_BASE_URL=http://127.0.0.1:8045 claude
+
+It authenticates clients, tries the accounts it was given in order, and relays
+answers and event streams byte for byte as they come.  Python 3.8 and newer,
+standard library only.  ``from claude_gateway import Gateway, Config`` starts no
+thread, reads no environment and opens no socket.
+
+The map.  A section names only what stands above it (tests/test_00_layout.py
+holds the map, the banners and that law); protocol code takes bytes or values
+and returns values; sockets live in 13 and 16; section 19 alone builds the real
+clocks, openers and servers.  The numbers left out are kept for what is to come:
+8 the OpenAI door, 14 credential renewal, 18 the dashboard's page.
+
+    1  Limits and constants      every bound with its unit, reason and precedent
+    2  Errors                    whose fault, in which phase, and what the client is told
+    3  Values                    headers, requests, responses, events, usage, secrets
+    4  HTTP message rules        heads, framing, body decoders, header rules, credentials, guard
+    5  Server-sent events        decoder and encoder, any split of the bytes
+    6  JSON documents            values with their spans, so that an edit splices
+    7  Anthropic messages        validation, answers, errors, what a stream tells
+    9  Configuration             one table of settings; presets; the frozen Config
+    10 Accounts                  candidates, leases, clients' request rates
+    11 Retry policy              outcome in, decision out, as data
+    12 Records and log           one record a request, one line a record
+    13 Upstream transport        urllib.request opener with our own pooling handler
+    15 Engine                    routes, the walk of one request, attempts, the relay
+    16 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
+    17 Demo upstream             honest streams without a key or a network
+    19 Command line              serve, check, env; Gateway, the composed whole
+
+One request::
+
+    client bytes
+      | 16  head, framing plan (4)                     -> HttpRequest (3)
+     15 Engine.handle: id, route, guard, credentials   -> answered here, or
+      |     body under its limit, JSON (6), validation (7), candidates (9, 10);
+      |     the bytes for each provider are fixed before its first call
+      v
+     15 attempt loop, at most retry.max_attempts turns
+      |  lease = accounts.acquire(...) (10)
+      |  response = transport.send(call) (13)
+      |  decision = decide(outcome) (11): relay or next
+      v  the commit point: after it nothing is tried again
+     15 RelayBody: bytes as they come; the tracker (7) looks on; a stream that
+      |  breaks ends in one error event
+      |  close(), exactly once: upstream closed or pooled, lease released,
+      v  record observed (12)
+     16 one write per chunk; a client that left closes the upstream call
+
+Laws: a clean body leaves byte for byte as it came; every loop and buffer has a
+bound from section 1; a gateway key never leaves and an account's key never
+reaches a client or a log; errors say whose fault it was and in which phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import datetime
+import errno
+import fnmatch
+import hashlib
+import hmac
+import http.server
+import json
+import os
+import re
+import select
+import selectors
+import shlex
+import signal
+import socket
+import socketserver
+import ssl
+import stat
+import struct
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+import urllib.request
+import zlib
+from typing import Any
+from typing import Callable
+from typing import Dict
+from typing import Iterable
+from typing import Iterator
+from typing import List
+from typing import Mapping
+from typing import NamedTuple
+from typing import Optional
+from typing import Sequence
+from typing import Tuple
+from typing import Union
+
+__all__ = ["Config", "ConfigError", "Gateway"]
+__version__ = "0.1.0"
+
+
+# ---- 1. Limits and constants -------------------------------------------------
+
+# Heads.  nginx takes request lines of 8 KiB and 32 KiB of headers, http.client
+# 64 KiB a line; Claude Code's head is about 2 KiB.
+MAX_REQUEST_LINE_BYTES = 16 * 1024
+MAX_HEADS_COUNT = 100
+MAX_HEAD_BYTES = 64 * 1024
+# Upstreams behind several proxies send more than clients do; http.client
+# refuses the 101st header, which real answers have reached.
+MAX_RESPONSE_HEAD_BYTES = 256 * 1024
+MAX_RESPONSE_HEADERS_COUNT = 400
+# 1xx answers before the final one; an endless row of them once hung http.client
+# (gh-150743).
+MAX_INTERIM_RESPONSES = 16
+
+# Chunked framing.  A size line is a few hex digits; extensions are legal and
+# unused.  Sixteen digits would overflow what a peer can mean.
+MAX_CHUNK_LINE_BYTES = 256
+MAX_CHUNK_SIZE_DIGITS = 12
+MAX_TRAILER_BYTES = 8 * 1024
+
+# One socket read.  64 KiB is a default socket buffer's worth: larger reads gain
+# nothing measurable, smaller ones cost a call per event burst.
+READ_BYTES = 64 * 1024
+
+# A JSON answer is collected before it goes down, so that a broken one can be a
+# 502.  The largest messages are a few MB; above this it is relayed as it comes.
+MAX_COLLECTED_BYTES = 64 * 1024 * 1024
+# An upstream's error body is kept while other accounts are tried.
+MAX_ERROR_BODY_BYTES = 1024 * 1024
+# What one step of decompression may put out; a bomb then costs time, not memory.
+MAX_INFLATED_STEP_BYTES = 1024 * 1024
+
+# One event that the stream tracker assembles; larger ones pass, unobserved.
+MAX_SSE_EVENT_BYTES = 32 * 1024 * 1024
+
+# CPython refuses int() above 4,300 digits (CVE-2020-10735); older ones take
+# quadratic time instead.
+MAX_NUMERAL_DIGITS = 4300
+
+# Idle upstream connections.  Origins and balancers close theirs after 60 s and
+# more as a rule; those that close earlier are noticed before reuse.
+POOL_IDLE_SECONDS = 55.0
+POOL_IDLE_PER_ORIGIN = 128
+
+# After an early answer (401, 413 …) the rest of the body is read and thrown
+# away, since closing with unread input resets the connection and the client
+# would never see the answer (RFC 9112 section 9.6).
+MAX_DRAIN_BYTES = 64 * 1024 * 1024
+DRAIN_SECONDS = 5.0
+# An unread body this small is drained and the connection kept.
+MAX_KEPT_DRAIN_BYTES = 256 * 1024
+
+# Waiting connections that the kernel may queue; the default of 5 loses clients
+# at 64 in parallel.  The kernel caps it at net.core.somaxconn.
+LISTEN_BACKLOG = 1024
+# A pause where the process is out of descriptors, so that accept() does not spin.
+ACCEPT_PAUSE_SECONDS = 0.1
+# How long the last bytes may take when the process ends.
+LOG_FLUSH_SECONDS = 2.0
+
+RECORDS_KEPT = 1000
+LOG_QUEUE_LINES = 10000
+MAX_CLIENT_REQUEST_ID = 128
+MAX_REMEMBERED_NOTICES = 100
+MODELS_PAGE_DEFAULT = 1000
+
+ANTHROPIC_VERSION = "2023-06-01"
+CLAUDE_CODE_BETAS = (
+    "claude-code-20250219,oauth-2025-04-20,"
+    "interleaved-thinking-2025-05-14,fine-grained-tool-streaming-2025-05-14"
+)
+CLAUDE_CODE_BETAS_NAME = "claude-code-defaults"
+
+# RFC 9110 section 7.6.1, and Proxy-Connection, which old clients still send.
+HOP_BY_HOP = frozenset([
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+])
+# Where a client may put its key; all four are read, none is passed on by chance.
+CREDENTIAL_HEADERS = (
+    "x-api-key",
+    "authorization",
+    "x-goog-api-key",
+)
+# Never sent upstream: they describe the client's way to us, or are for us alone.
+NOT_UPSTREAM = HOP_BY_HOP | frozenset([
+    "cookie",
+    "expect",
+    "forwarded",
+    "origin",
+    "referer",
+])
+NOT_UPSTREAM_PREFIXES = ("x-forwarded-", "proxy-")
+# Never sent downstream: framing is ours, and an upstream's cookies are not the
+# client's business.
+NOT_DOWNSTREAM = HOP_BY_HOP | frozenset([
+    "content-length",
+    "set-cookie",
+    "set-cookie2",
+])
+# Ours, whatever an upstream (perhaps another gateway) says.
+OWN_HEADERS = frozenset([
+    "x-account-email",
+    "x-gateway-attempts",
+    "x-gateway-provider",
+    "x-mapped-model",
+    "x-request-id",
+])
+
+LOOPBACK_NAMES = frozenset(["127.0.0.1", "localhost", "::1"])
+
+REASONS = {
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    411: "Length Required",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    417: "Expectation Failed",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    529: "Overloaded",
+}
+
+assert MAX_REQUEST_LINE_BYTES < MAX_HEAD_BYTES <= READ_BYTES <= MAX_RESPONSE_HEAD_BYTES
+assert MAX_KEPT_DRAIN_BYTES <= MAX_DRAIN_BYTES
+assert MAX_ERROR_BODY_BYTES <= MAX_COLLECTED_BYTES
+
+
+# ---- 2. Errors ---------------------------------------------------------------
+
+# The type that Anthropic's API gives to a status (platform.claude.com, errors).
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    411: "invalid_request_error",
+    413: "request_too_large",
+    414: "invalid_request_error",
+    417: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+    500: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+# Repeating such a request cannot help; Claude Code would try it eleven times in
+# three minutes if it were not told (clients.md, section 6).
+NEVER_RETRIED = frozenset([400, 401, 403, 404, 405, 411, 413, 414, 417, 431])
+
+
+class GatewayError(Exception):
+    """An answer of ours that is an error; never raised itself.
+
+    ``status`` is the HTTP status, ``headers`` are extra pairs for the answer,
+    ``close`` says that the connection's framing can no longer be trusted.
+    """
+
+    status = 500
+
+    def __init__(
+        self,
+        message: str,
+        headers: Sequence[tuple[str, str]] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.headers = tuple(headers)
+        self.close = close
+
+    @property
+    def type(self) -> str:
+        """The error type that Anthropic's API gives to this status."""
+        return ERROR_TYPES.get(self.status, "api_error")
+
+
+class RequestError(GatewayError):
+    """The client's fault, found before anything went upstream."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Sequence[tuple[str, str]] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(message, headers, close)
+        self.status = status
+
+
+class Unavailable(GatewayError):
+    """Ours: draining, or more connections than the limit."""
+
+    status = 503
+
+
+class NoUsableAccount(GatewayError):
+    """Ours: the configuration has nobody who could serve this request."""
+
+    status = 502
+
+
+class UpstreamError(GatewayError):
+    """The upstream's fault; never raised itself.  ``kind`` is the outcome's name."""
+
+    status = 502
+    kind = "upstream_error"
+
+
+class UpstreamUnreached(UpstreamError):
+    """Name resolution, TCP or TLS failed: the request was surely not received."""
+
+    kind = "unreached"
+
+
+class UpstreamClosed(UpstreamError):
+    """Closed before the first byte of an answer: it may have been received."""
+
+    kind = "closed"
+
+
+class UpstreamSilent(UpstreamError):
+    """No response head in time: it may have been received."""
+
+    status = 504
+    kind = "silent"
+
+
+class UpstreamMalformed(UpstreamError):
+    """An answer that is not HTTP, or not what was asked for."""
+
+    kind = "malformed"
+
+
+class UpstreamBroke(UpstreamError):
+    """The answer began and did not end well."""
+
+    kind = "broke"
+
+
+class UpstreamStalled(UpstreamBroke):
+    """The answer began and then nothing came for ``timeouts.idle_seconds``."""
+
+    status = 504
+    kind = "stalled"
+
+
+class ShuttingDown(UpstreamError):
+    """We ended the upstream call because the process stops."""
+
+    status = 503
+    kind = "shutdown"
+
+
+class ClientGone(Exception):
+    """The client left: nobody is there to be told anything."""
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; ``problems`` has one line per fault, with its path."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def anthropic_error(error_type: str, message: str, request_id: str) -> dict:
+    """The body of every error of ours, in the shape of Anthropic's API.
+
+    >>> anthropic_error("api_error", "no", "req_1")["error"]
+    {'type': 'api_error', 'message': 'no'}
+    """
+    return {
+        "type": "error",
+        "error": {"type": error_type, "message": message},
+        "request_id": request_id,
+    }
+
+
+# ---- 3. Values ---------------------------------------------------------------
+
+
+class Secret:
+    """A credential whose text never shows by accident.
+
+    ``reveal()`` gives it; ``str`` and ``repr`` give a mask, which keeps the last
+    four characters of a long one so that people can tell their keys apart.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The credential itself: for a header to be sent, and nothing else."""
+        return self._text
+
+    def __str__(self) -> str:
+        return "…" + self._text[-4:] if len(self._text) >= 20 else "…"
+
+    def __repr__(self) -> str:
+        return "Secret(%s)" % self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(
+            encode_lossless(self._text), encode_lossless(other._text))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def encode_lossless(text: str) -> bytes:
+    """UTF-8 for any str: ``hmac.compare_digest`` raises on non-ASCII strings."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+class Headers:
+    """An ordered list of (name, value) pairs, duplicates and letter case kept.
+
+    >>> Headers([("A", "1"), ("a", "2")]).all("a")
+    ['1', '2']
+    """
+
+    __slots__ = ("pairs", "_values")
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self.pairs = list(pairs)
+        self._values: dict[str, list[str]] = {}
+        for name, value in self.pairs:
+            self._values.setdefault(name.lower(), []).append(value)
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of a header; ``name`` in lower case."""
+        values = self._values.get(name)
+        return values[0] if values else default
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a header, in order; ``name`` in lower case."""
+        return self._values.get(name, [])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def tokens(self, name: str) -> list[str]:
+        """The comma-separated members of all lines of a header, trimmed, not empty."""
+        members = ",".join(self.all(name)).split(",")
+        return [member.strip() for member in members if member.strip()]
+
+
+class Watch:
+    """Who waits for an answer; the transport looks at it while it waits itself.
+
+    This one is nobody in particular: it never leaves.
+    """
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when the client leaves, or -1."""
+        return -1
+
+    def gone(self) -> bool:
+        """Whether the client has left, looked up without waiting."""
+        return False
+
+
+class HttpRequest:
+    """One request of a client.
+
+    ``target`` is the request target as it was sent; ``read_body`` gives the whole
+    body as bytes, under the server's limit, and may be called once; it raises
+    RequestError.  ``peer`` is watched while an upstream is waited for.
+    """
+
+    __slots__ = ("method", "target", "path", "query", "headers", "read_body", "peer")
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        read_body: Callable[[], bytes] = bytes,
+        peer: Watch = Watch(),
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path, _, self.query = target.partition("?")
+        self.headers = headers
+        self.read_body = read_body
+        self.peer = peer
+
+
+class HttpResponse:
+    """One answer: ``body`` is bytes, or an iterable of non-empty chunks.
+
+    ``length`` is the body's length in bytes where it is known.  An iterable that
+    raises UpstreamError ends the connection without a proper end of the body.
+    ``close(ended)`` is called exactly once by whoever wrote the answer; ``ended``
+    is "" when all of it was written.
+    """
+
+    __slots__ = ("status", "headers", "body", "length", "close_connection", "_on_close")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Sequence[tuple[str, str]] = (),
+        body: Union[bytes, Iterable[bytes]] = b"",
+        length: Optional[int] = None,
+        on_close: Optional[Callable[[str], None]] = None,
+        close_connection: bool = False,
+    ) -> None:
+        self.status = status
+        self.headers = list(headers)
+        self.body = body
+        self.length = len(body) if isinstance(body, bytes) else length
+        self.close_connection = close_connection
+        self._on_close = on_close
+
+    def close(self, ended: str = "") -> None:
+        """End the books of this answer; later calls do nothing."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close(ended)
+
+    def then(self, on_close: Callable[[str], None]) -> "HttpResponse":
+        """The same answer with ``on_close`` called after what is already to be called."""
+        before = self._on_close
+
+        def both(ended: str) -> None:
+            if before is not None:
+                before(ended)
+            on_close(ended)
+
+        self._on_close = both
+        return self
+
+
+def json_response(
+    status: int,
+    value: Any,
+    headers: Sequence[tuple[str, str]] = (),
+    close_connection: bool = False,
+) -> HttpResponse:
+    """An answer of ours: compact JSON, ASCII only, so that any client can read it."""
+    body = json.dumps(value, separators=(",", ":")).encode("ascii")
+    pairs = [("Content-Type", "application/json")]
+    pairs.extend(headers)
+    return HttpResponse(status, pairs, body, close_connection=close_connection)
+
+
+class SseEvent(NamedTuple):
+    """One event: ``type`` ("message" where the stream named none) and ``data``."""
+
+    type: str
+    data: bytes
+
+
+class Usage:
+    """Token counts of one answer, as the upstream gave them; 0 where it gave none."""
+
+    __slots__ = ("input", "output", "cache_read", "cache_write")
+
+    FIELDS = (
+        ("input", "input_tokens"),
+        ("output", "output_tokens"),
+        ("cache_read", "cache_read_input_tokens"),
+        ("cache_write", "cache_creation_input_tokens"),
+    )
+
+    def __init__(self) -> None:
+        self.input = 0
+        self.output = 0
+        self.cache_read = 0
+        self.cache_write = 0
+
+    def update(self, usage: Any) -> None:
+        """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
+        if not isinstance(usage, dict):
+            return
+        for name, key in self.FIELDS:
+            value = usage.get(key)
+            if isinstance(value, int) and not isinstance(value, bool):
+                setattr(self, name, value)
+
+
+# ---- 4. HTTP message rules ---------------------------------------------------
+
+# RFC 9110 section 5.6.2 (token), RFC 9112 sections 3 and 5: a single space
+# between the three parts of a request line, no space before a header's colon,
+# no folding, no control characters; anything else is a way to smuggle.
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])")
+STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
+BAD_IN_HEAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
+CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
+                        % MAX_CHUNK_SIZE_DIGITS)
+VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
+HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
+
+
+class Head(NamedTuple):
+    """A parsed request head; ``version`` is the minor one, 0 or 1."""
+
+    method: str
+    target: str
+    version: int
+    headers: Headers
+
+
+class StatusHead(NamedTuple):
+    """A parsed response head; ``version`` is the minor one, 0 or 1."""
+
+    version: int
+    status: int
+    headers: Headers
+
+
+def parse_header_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Header lines, without their line ends, as pairs.  Raises ValueError.
+
+    >>> parse_header_lines(["Accept:  */* "])
+    [('Accept', '*/*')]
+    """
+    pairs = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or TOKEN.fullmatch(name) is None:
+            raise ValueError("malformed header line")
+        value = value.strip(" \t")
+        if BAD_IN_HEAD.search(value):
+            raise ValueError("control character in a header value")
+        pairs.append((name, value))
+    return pairs
+
+
+def parse_request_head(data: bytes) -> Head:
+    """A request head, up to and with its blank line.  Raises RequestError.
+
+    http.server leaves this to the email parser, which folds lines, accepts bare
+    CR and drops whatever follows a line without a colon (gh-114782).
+    """
+    text = data.decode("latin-1")
+    lines = text[:-4].split("\r\n")
+    if len(lines[0]) > MAX_REQUEST_LINE_BYTES:
+        raise RequestError(414, "request line longer than %d bytes" % MAX_REQUEST_LINE_BYTES,
+                           close=True)
+    match = REQUEST_LINE.fullmatch(lines[0])
+    if match is None:
+        raise RequestError(400, "malformed request line", close=True)
+    method, target, minor = match.groups()
+    if BAD_IN_TARGET.search(target) or not (target.startswith("/") or target == "*"):
+        raise RequestError(400, "the request target must be a path", close=True)
+    if len(lines) - 1 > MAX_HEADS_COUNT:
+        raise RequestError(431, "more than %d headers" % MAX_HEADS_COUNT, close=True)
+    try:
+        headers = Headers(parse_header_lines(lines[1:]))
+    except ValueError as error:
+        raise RequestError(400, str(error), close=True) from None
+    hosts = headers.all("host")
+    if len(hosts) > 1 or (minor == "1" and not hosts):
+        raise RequestError(400, "exactly one Host header is needed", close=True)
+    if hosts and HOST.fullmatch(hosts[0]) is None:
+        raise RequestError(400, "malformed Host header", close=True)
+    return Head(method, target, int(minor), headers)
+
+
+def parse_response_head(data: bytes) -> StatusHead:
+    """A response head, up to and with its blank line.  Raises UpstreamMalformed.
+
+    Bare LF as a line end is tolerated here, as every client tolerates it.
+    """
+    text = data.decode("latin-1")
+    lines = [line.rstrip("\r") for line in text.split("\n")]
+    match = STATUS_LINE.fullmatch(lines[0])
+    if match is None:
+        raise UpstreamMalformed("upstream sent something that is not HTTP")
+    fields = [line for line in lines[1:] if line]
+    if len(fields) > MAX_RESPONSE_HEADERS_COUNT:
+        raise UpstreamMalformed("upstream sent more than %d headers" % MAX_RESPONSE_HEADERS_COUNT)
+    try:
+        headers = Headers(parse_header_lines(fields))
+    except ValueError as error:
+        raise UpstreamMalformed("upstream sent a %s" % error) from None
+    return StatusHead(int(match.group(1)), int(match.group(2)), headers)
+
+
+def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
+    """A head as bytes.  A name or value that could break it out of its line is left out."""
+    lines = [start_line]
+    for name, value in pairs:
+        if TOKEN.fullmatch(name) and not BAD_IN_HEAD.search(value):
+            lines.append("%s: %s" % (name, value))
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1", "replace")
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """One chunk; never of nothing, since that would read as the end of the body."""
+    assert data, "an empty chunk ends the body"
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class NoBody:
+    """The body of an answer that has none, or of a request that announced none."""
+
+    done = True
+    excess = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Everything fed belongs to the next message."""
+        self.excess += data
+        return b""
+
+    def feed_eof(self) -> None:
+        """An end of the connection is fine."""
+
+
+class LengthBody:
+    """A body of a known number of bytes."""
+
+    def __init__(self, length: int) -> None:
+        self.remaining = length
+        self.done = length == 0
+        self.excess = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The part of ``data`` that belongs to the body; the rest is in ``excess``."""
+        if len(data) > self.remaining:
+            self.excess += data[self.remaining:]
+            data = data[:self.remaining]
+        self.remaining -= len(data)
+        self.done = self.remaining == 0
+        return data
+
+    def feed_eof(self) -> None:
+        """Raises EOFError where bytes are missing; http.client is silent here (gh-115997)."""
+        if not self.done:
+            raise EOFError("%d bytes short" % self.remaining)
+
+
+class UntilCloseBody:
+    """An answer's body that ends with the connection (HTTP/1.0): its end proves nothing."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.excess = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """All of it."""
+        return data
+
+    def feed_eof(self) -> None:
+        """The regular end."""
+        self.done = True
+
+
+class ChunkedBody:
+    """RFC 9112 section 7.1, strict: hex digits, CRLF, bounded lines and trailers.
+
+    ``feed`` returns payload and raises ValueError; bytes after the end are in
+    ``excess``.  Trailers are dropped.
+
+    >>> ChunkedBody().feed(b"3\\r\\nabc\\r\\n0\\r\\n\\r\\n")
+    b'abc'
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self.excess = b""
+        self._pending = b""
+        self._remaining = 0
+        self._trailer_bytes = 0
+        self._step = self._size_line
+
+    def feed(self, data: bytes) -> bytes:
+        """The payload in ``data``, which may begin and end anywhere."""
+        self._pending += data
+        pieces: list[bytes] = []
+        while self._step(pieces):
+            pass
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def feed_eof(self) -> None:
+        """Raises EOFError unless the last chunk and the trailers have been seen."""
+        if not self.done:
+            raise EOFError("no last chunk")
+
+    def _line(self, limit: int) -> Optional[bytes]:
+        """The next CRLF line out of what is pending, or None when it is not all there."""
+        end = self._pending.find(b"\n", 0, limit + 1)
+        if end < 0:
+            if len(self._pending) > limit:
+                raise ValueError("chunk line longer than %d bytes" % limit)
+            return None
+        line, self._pending = self._pending[:end], self._pending[end + 1:]
+        if not line.endswith(b"\r"):
+            raise ValueError("chunk line without CRLF")
+        return line[:-1]
+
+    def _size_line(self, pieces: list[bytes]) -> bool:
+        line = self._line(MAX_CHUNK_LINE_BYTES)
+        if line is None:
+            return False
+        match = CHUNK_LINE.fullmatch(line)
+        if match is None:
+            raise ValueError("malformed chunk size")
+        self._remaining = int(match.group(1), 16)
+        self._step = self._data if self._remaining else self._trailer
+        return True
+
+    def _data(self, pieces: list[bytes]) -> bool:
+        piece = self._pending[:self._remaining]
+        if piece:
+            pieces.append(piece)
+            self._pending = self._pending[len(piece):]
+            self._remaining -= len(piece)
+        if self._remaining:
+            return False
+        self._step = self._data_end
+        return True
+
+    def _data_end(self, pieces: list[bytes]) -> bool:
+        if len(self._pending) < 2:
+            if self._pending not in (b"", b"\r"):
+                raise ValueError("chunk longer than its size")
+            return False
+        if self._pending[:2] != b"\r\n":
+            raise ValueError("chunk longer than its size")
+        self._pending = self._pending[2:]
+        self._step = self._size_line
+        return True
+
+    def _trailer(self, pieces: list[bytes]) -> bool:
+        line = self._line(MAX_TRAILER_BYTES)
+        if line is None:
+            return False
+        self._trailer_bytes += len(line) + 2
+        if self._trailer_bytes > MAX_TRAILER_BYTES:
+            raise ValueError("trailers longer than %d bytes" % MAX_TRAILER_BYTES)
+        if line:
+            return True
+        self.done = True
+        self.excess, self._pending = self._pending, b""
+        self._step = self._nothing
+        return False
+
+    def _nothing(self, pieces: list[bytes]) -> bool:
+        self.excess += self._pending
+        self._pending = b""
+        return False
+
+
+BodyDecoder = Union[NoBody, LengthBody, UntilCloseBody, ChunkedBody]
+
+
+def content_length(headers: Headers) -> Optional[int]:
+    """The announced length, or None.  Raises ValueError unless it is one plain number.
+
+    ``int()`` would also take ``+5``, ``5_0`` and digits of other scripts.
+    """
+    values = headers.all("content-length")
+    if not values:
+        return None
+    if len(values) > 1 or CONTENT_LENGTH.fullmatch(values[0]) is None:
+        raise ValueError("malformed Content-Length")
+    return int(values[0])
+
+
+def request_body_decoder(head: Head) -> BodyDecoder:
+    """How a request's body is framed (RFC 9112 section 6).  Raises RequestError.
+
+    What two parsers could read in two ways is refused, and the connection with it.
+    """
+    codings = head.headers.all("transfer-encoding")
+    try:
+        length = content_length(head.headers)
+    except ValueError as error:
+        raise RequestError(400, str(error), close=True) from None
+    if codings:
+        if length is not None:
+            raise RequestError(400, "both Content-Length and Transfer-Encoding", close=True)
+        if head.version == 0 or [coding.lower() for coding in codings] != ["chunked"]:
+            raise RequestError(400, "unsupported Transfer-Encoding", close=True)
+        return ChunkedBody()
+    if length is not None:
+        return LengthBody(length)
+    return NoBody()
+
+
+def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
+    """How an answer's body is framed (RFC 9112 section 6.3).  Raises UpstreamMalformed."""
+    if method == "HEAD" or head.status in (204, 304):
+        return NoBody()
+    codings = [coding.lower() for coding in head.headers.tokens("transfer-encoding")]
+    if codings:
+        if codings != ["chunked"]:
+            raise UpstreamMalformed("upstream sent an unsupported Transfer-Encoding")
+        return ChunkedBody()
+    try:
+        length = content_length(head.headers)
+    except ValueError:
+        raise UpstreamMalformed("upstream sent a malformed Content-Length") from None
+    return UntilCloseBody() if length is None else LengthBody(length)
+
+
+def wants_close(version: int, headers: Headers) -> bool:
+    """Whether the sender of this head ends the connection after its message."""
+    options = [option.lower() for option in headers.tokens("connection")]
+    if version == 0:
+        return "keep-alive" not in options
+    return "close" in options
+
+
+# -- header sets up and down
+
+
+def named_by_connection(headers: Headers) -> frozenset[str]:
+    """The header names that a Connection header makes hop-by-hop (RFC 9110 section 7.6.1)."""
+    if "connection" not in headers:
+        return frozenset()
+    return frozenset(name.lower() for name in headers.tokens("connection"))
+
+
+def upstream_headers(
+    headers: Headers,
+    host: str,
+    body_length: Optional[int],
+    credentials: Sequence[tuple[str, str]],
+    betas: "BetaRule",
+    extra: Sequence[tuple[str, str]] = (),
+) -> list[tuple[str, str]]:
+    """The headers that go upstream, in the client's order and spelling.
+
+    What must differ is replaced in its place: Host, the body's length, the
+    credential, Accept-Encoding (an event stream is to be read as it comes).
+    ``credentials`` are the pairs to send; ``extra`` are the provider's own
+    headers, which win.  Order as contract section 5.
+    """
+    dropped = named_by_connection(headers)
+    own = {name.lower() for name, _ in extra}
+    replaced = {"host": [("Host", host)],
+                "accept-encoding": [("Accept-Encoding", "identity")]}
+    if body_length is not None:
+        replaced["content-length"] = [("Content-Length", str(body_length))]
+    merged_betas = merge_betas(headers, betas)
+    if merged_betas is not None:
+        replaced["anthropic-beta"] = [("anthropic-beta", merged_betas)] if merged_betas else []
+    if "anthropic-version" not in headers:
+        replaced["anthropic-version"] = [("anthropic-version", ANTHROPIC_VERSION)]
+    result: list[tuple[str, str]] = []
+    pending_credentials = list(credentials)
+    for name, value in headers.pairs:
+        key = name.lower()
+        if key in CREDENTIAL_HEADERS:
+            if (name, value) in pending_credentials:
+                result.append((name, value))
+                pending_credentials.remove((name, value))
+            elif pending_credentials and pending_credentials[0] not in headers.pairs:
+                result.extend(pending_credentials)
+                pending_credentials = []
+        elif key == "content-length" and body_length is None:
+            continue
+        elif key in replaced:
+            result.extend((name, new) for _, new in replaced[key])
+            replaced[key] = []
+        elif not (key in NOT_UPSTREAM or key in dropped or key in own
+                  or key.startswith(NOT_UPSTREAM_PREFIXES)):
+            result.append((name, value))
+    result.extend(pending_credentials)
+    for pairs in replaced.values():
+        result.extend(pairs)
+    # `own` names are left out above unless they are framing's; theirs come last.
+    result = [pair for pair in result if pair[0].lower() not in own]
+    result.extend(extra)
+    return result
+
+
+def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]:
+    """The upstream's end-to-end headers, duplicates kept, less what is ours.
+
+    ``decoded`` says that the body's Content-Encoding has been undone.
+    """
+    dropped = named_by_connection(headers) | NOT_DOWNSTREAM | OWN_HEADERS
+    if decoded:
+        dropped |= {"content-encoding"}
+    return [pair for pair in headers.pairs if pair[0].lower() not in dropped]
+
+
+class BetaRule(NamedTuple):
+    """A provider's ``betas``: tokens to add, and globs of tokens to drop."""
+
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+def merge_betas(headers: Headers, rule: BetaRule) -> Optional[str]:
+    """The anthropic-beta value to send; "" for none; None where the client's line stays.
+
+    >>> merge_betas(Headers([("anthropic-beta", "b, a")]), BetaRule(add=("a",)))
+    'a,b'
+    """
+    tokens = headers.tokens("anthropic-beta")
+    wanted = [token for token in dict.fromkeys(list(rule.add) + tokens)
+              if not any(fnmatch.fnmatchcase(token, glob) for glob in rule.drop)]
+    if wanted == tokens and len(headers.all("anthropic-beta")) <= 1:
+        return None
+    return ",".join(wanted)
+
+
+# -- credentials
+
+
+def presented_credentials(headers: Headers) -> list[tuple[str, str, str]]:
+    """What a client offers as (header name as sent, its value, the credential in it).
+
+    ``Authorization`` counts as ``Bearer KEY`` with the scheme in any case, or as
+    a bare key; other schemes are not keys (their credential is "").
+    """
+    found = []
+    for name, value in headers.pairs:
+        key = name.lower()
+        if key not in CREDENTIAL_HEADERS:
+            continue
+        credential = bearer_credential(value) if key == "authorization" else value
+        found.append((name, value, credential))
+    return found
+
+
+def bearer_credential(value: str) -> str:
+    """The key in an Authorization value, or "".
+
+    >>> bearer_credential("bearer k"), bearer_credential("k"), bearer_credential("Basic k")
+    ('k', 'k', '')
+    """
+    scheme, space, rest = value.partition(" ")
+    if not space:
+        return "" if scheme.lower() in ("bearer", "basic") else scheme
+    rest = rest.strip()
+    return rest if scheme.lower() == "bearer" and " " not in rest else ""
+
+
+class KeyRing:
+    """The keys that clients may present; looked up in constant time over all of them.
+
+    Digests are compared, so that neither a key's length nor its first differing
+    byte can be measured.
+    """
+
+    def __init__(self, keys: Sequence[tuple[str, Secret]]) -> None:
+        self._digests = [(name, self._digest(key.reveal())) for name, key in keys]
+
+    @staticmethod
+    def _digest(text: str) -> bytes:
+        return hashlib.sha256(encode_lossless(text)).digest()
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def find(self, credential: str) -> Optional[str]:
+        """The name of the key that ``credential`` is, or None."""
+        offered = self._digest(credential)
+        found = None
+        for name, digest in self._digests:
+            if hmac.compare_digest(offered, digest):
+                found = name
+        return found if credential else None
+
+
+# -- the browser guard
+
+
+def split_host(value: str) -> tuple[str, Optional[int]]:
+    """A Host value as (name in lower case, without brackets; port or None)."""
+    match = HOST.fullmatch(value)
+    if match is None:
+        return value.lower(), None
+    name, port = match.groups()
+    return name.strip("[]").lower(), int(port) if port else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback.
+
+    >>> is_loopback("127.0.0.2"), is_loopback("[::1]"), is_loopback("127.evil.example")
+    (True, True, False)
+    """
+    name = host.strip("[]").lower().rstrip(".")
+    return name in LOOPBACK_NAMES or re.fullmatch(r"127(\.[0-9]{1,3}){3}", name) is not None
+
+
+def browser_refusal(
+    headers: Headers,
+    auth_off: bool,
+    cors_origins: Sequence[str],
+    allowed_hosts: Sequence[str],
+) -> str:
+    """Why a request that a web page may have made is refused, or "".
+
+    Any page in the user's browser can reach a local port; DNS rebinding even
+    makes it the page's own origin.  So without keys the Host must be ours, and
+    an Origin or a cross-site mark must be listed.  ``Sec-Fetch-Mode`` alone says
+    nothing: Node's own fetch sends it.
+    """
+    host, _ = split_host(headers.get("host"))
+    allowed = [name.lower() for name in allowed_hosts]
+    if auth_off and "host" in headers and not (is_loopback(host) or host in allowed):
+        return "host %s is not allowed; add it to allowed_hosts" % json.dumps(host)
+    origin = headers.get("origin")
+    if origin and origin not in cors_origins:
+        return "this origin is not in cors_origins"
+    if not origin and headers.get("sec-fetch-site").lower() == "cross-site":
+        return "cross-site requests are refused"
+    return ""
+
+
+def cors_headers(origin: str, preflight: bool) -> list[tuple[str, str]]:
+    """Exact CORS for one listed origin; never ``*``."""
+    pairs = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
+    if preflight:
+        pairs.append(("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE"))
+        pairs.append(("Access-Control-Allow-Headers", "*, authorization, x-api-key, content-type"))
+        pairs.append(("Access-Control-Max-Age", "600"))
+    else:
+        pairs.append(("Access-Control-Expose-Headers", "*"))
+    return pairs
+
+
+# ---- 5. Server-sent events ---------------------------------------------------
+
+
+class SseDecoder:
+    """Event stream bytes to events (WHATWG HTML section 9.2), any split, linear time.
+
+    Fragments of an unfinished event are joined once.  An event larger than
+    ``max_event_bytes`` ends the decoding: ``overflowed`` is then true and nothing
+    more comes out, while whoever relays the bytes goes on undisturbed.
+    """
+
+    def __init__(self, max_event_bytes: int = MAX_SSE_EVENT_BYTES) -> None:
+        self.overflowed = False
+        self._max_event_bytes = max_event_bytes
+        self._fragments: list[bytes] = []
+        self._fragments_bytes = 0
+        self._skip_line_feed = False
+        self._ends_line = True
+        self._at_start = True
+
+    def feed(self, data: bytes) -> list[SseEvent]:
+        """The events that ``data`` completes."""
+        if not data:
+            return []
+        data = self._with_line_feeds(data)
+        if self.overflowed:
+            return []
+        crosses = data.startswith(b"\n") and self._fragments and self._fragments[-1].endswith(b"\n")
+        if not crosses and b"\n\n" not in data:
+            self._keep(data)
+            return []
+        self._fragments.append(data)
+        *blocks, rest = b"".join(self._fragments).split(b"\n\n")
+        self._fragments, self._fragments_bytes = [], 0
+        self._keep(rest)
+        events = [self._parse(block) for block in blocks]
+        return [event for event in events if event is not None]
+
+    def between_events(self) -> bytes:
+        """What to send after a cut so that the next event begins clean; "" as a rule.
+
+        A half event that has gone down cannot be taken back.  It is closed as a
+        ``ping``, which every client of the Messages API skips without reading
+        its data; the last ``event`` line of an event wins.
+        """
+        if not self._fragments and not self.overflowed:
+            return b""
+        return (b"" if self._ends_line else b"\n") + b"event: ping\n\n"
+
+    def _with_line_feeds(self, data: bytes) -> bytes:
+        """CR and CRLF become LF, also where a read ended between the two."""
+        if self._skip_line_feed and data.startswith(b"\n"):
+            data = data[1:]
+        self._skip_line_feed = data.endswith(b"\r")
+        # After a lone CR our LF completes a CRLF: the line is then ended, too.
+        self._ends_line = data.endswith(b"\n")
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
+
+    def _keep(self, fragment: bytes) -> None:
+        if not fragment:
+            return
+        self._fragments.append(fragment)
+        self._fragments_bytes += len(fragment)
+        if self._fragments_bytes > self._max_event_bytes:
+            self.overflowed = True
+            self._fragments = []
+
+    def _parse(self, block: bytes) -> Optional[SseEvent]:
+        if self._at_start:
+            self._at_start = False
+            if block.startswith(b"\xef\xbb\xbf"):
+                block = block[3:]
+        event_type = b""
+        data = []
+        for line in block.split(b"\n"):
+            field, _, value = line.partition(b":")
+            if value.startswith(b" "):
+                value = value[1:]
+            if field == b"data":
+                data.append(value)
+            elif field == b"event":
+                event_type = value
+        if not data:
+            return None
+        return SseEvent(event_type.decode("utf-8", "replace") or "message", b"\n".join(data))
+
+
+def encode_sse_event(event_type: str, value: Any) -> bytes:
+    """One event with a JSON object as its data; JSON escapes every line break.
+
+    >>> encode_sse_event("ping", {"type": "ping"})
+    b'event: ping\\ndata: {"type":"ping"}\\n\\n'
+    """
+    data = json.dumps(value, separators=(",", ":"))
+    return ("event: %s\ndata: %s\n\n" % (event_type, data)).encode("ascii")
+
+
+# ---- 6. JSON documents -------------------------------------------------------
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > MAX_NUMERAL_DIGITS:
+        raise ValueError("a number has more than %d digits" % MAX_NUMERAL_DIGITS)
+    return int(digits)
+
+
+def _bounded_float(digits: str) -> float:
+    if len(digits) > MAX_NUMERAL_DIGITS:
+        raise ValueError("a number has more than %d digits" % MAX_NUMERAL_DIGITS)
+    return float(digits)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError("%s is not JSON" % name)
+
+
+JSON_DECODER = json.JSONDecoder(
+    parse_int=_bounded_int,
+    parse_float=_bounded_float,
+    parse_constant=_no_constant,
+)
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class JsonMember(NamedTuple):
+    """A member of the top-level object: its value, and where it stands in the text."""
+
+    value: Any
+    start: int
+    end: int
+
+
+class JsonDocument:
+    """A JSON object, parsed, with the place of each top-level value in its text.
+
+    An edit splices the changed value into the text, so that everything else
+    keeps its bytes: spacing, key order, escapes, the digits of numbers.
+
+    >>> JsonDocument.parse(b'{"n": 1.50, "model":"a"}').with_value("model", "b").data
+    b'{"n": 1.50, "model":"b"}'
+    """
+
+    __slots__ = ("data", "_text", "members")
+
+    def __init__(self, data: bytes, text: str, members: dict[str, JsonMember]) -> None:
+        self.data = data
+        self._text = text
+        self.members = members
+
+    @classmethod
+    def parse(cls, data: bytes) -> "JsonDocument":
+        """Raises ValueError for what is not a JSON object in UTF-8, or has a key twice.
+
+        A key that stands twice is refused: we would look at one value and the
+        upstream might take the other.
+        """
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("the body is not UTF-8") from None
+        try:
+            members = cls._members(text)
+        except RecursionError:
+            raise ValueError("the JSON is nested too deeply") from None
+        return cls(data, text, members)
+
+    @staticmethod
+    def _members(text: str) -> dict[str, JsonMember]:
+        """One walk over the top level; what is below is the C decoder's."""
+        space = JSON_SPACE.match
+        members: dict[str, JsonMember] = {}
+        at = _end(space(text, 0))
+        if text[at:at + 1] != "{":
+            raise ValueError("the body is not a JSON object")
+        at = _end(space(text, at + 1))
+        more = text[at:at + 1] != "}"
+        while more:
+            if text[at:at + 1] != '"':
+                raise ValueError("a key is missing at character %d" % at)
+            key, at = JSON_DECODER.raw_decode(text, at)
+            at = _end(space(text, at))
+            if text[at:at + 1] != ":":
+                raise ValueError("a colon is missing at character %d" % at)
+            start = _end(space(text, at + 1))
+            value, end = JSON_DECODER.raw_decode(text, start)
+            if key in members:
+                raise ValueError("the key %s stands twice" % json.dumps(key))
+            members[key] = JsonMember(value, start, end)
+            at = _end(space(text, end))
+            more = text[at:at + 1] == ","
+            if more:
+                at = _end(space(text, at + 1))
+            elif text[at:at + 1] != "}":
+                raise ValueError("a comma is missing at character %d" % at)
+        if _end(space(text, at + 1)) != len(text):
+            raise ValueError("something follows the JSON object")
+        return members
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a top-level key."""
+        member = self.members.get(key)
+        return default if member is None else member.value
+
+    def with_value(self, key: str, value: Any) -> "JsonDocument":
+        """The document with another value for a key that it has; the same one if equal."""
+        member = self.members[key]
+        if member.value == value and type(member.value) is type(value):
+            return self
+        spliced = json.dumps(value, separators=(",", ":"))
+        text = self._text[:member.start] + spliced + self._text[member.end:]
+        return JsonDocument(text.encode("utf-8"), text, self._members(text))
+
+
+def _end(match: Any) -> int:
+    """Where a match of JSON_SPACE ends; it matches always, be it nothing."""
+    return match.end()
+
+
+# ---- 7. Anthropic messages ---------------------------------------------------
+
+
+def validate_message_request(document: JsonDocument) -> None:
+    """What is certain about a request to /v1/messages; the rest is the upstream's to judge.
+
+    Raises RequestError(400) in the words of contract section 6.
+    """
+    for key in ("model", "messages"):
+        if key not in document.members:
+            raise RequestError(400, "Missing required field: %s" % key)
+    model = document.get("model")
+    if not isinstance(model, str) or not model.strip():
+        raise RequestError(400, "model: must be a non-empty string")
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(400, "messages: must be a non-empty list")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise RequestError(400, "messages.%d: must be an object" % index)
+
+
+def parse_message_request(body: bytes) -> JsonDocument:
+    """A body of /v1/messages, parsed and validated.  Raises RequestError(400)."""
+    try:
+        document = JsonDocument.parse(body)
+    except ValueError as error:
+        raise RequestError(400, "invalid JSON: %s" % error) from None
+    validate_message_request(document)
+    return document
+
+
+class StreamTracker:
+    """Looks on while a message stream passes; keeps what the record wants to know.
+
+    Observation never disturbs the relay: what does not parse is passed over.
+    ``complete`` is true once ``message_stop`` or an ``error`` event has passed:
+    without one of them the end of a stream is a cut, however clean it looks.
+    """
+
+    # Events that carry nothing for the record; most of a stream.
+    SKIPPED = frozenset(["content_block_delta", "content_block_stop", "ping"])
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self.stop_reason = ""
+        self.error_type = ""
+        self.complete = False
+        self.content_started = False
+        self._decoder = SseDecoder()
+
+    @property
+    def blind(self) -> bool:
+        """Whether an event was too large to be followed: the end then proves itself."""
+        return self._decoder.overflowed
+
+    def after_cut(self) -> bytes:
+        """What closes a half event, so that an error event can follow it."""
+        return self._decoder.between_events()
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes of the stream."""
+        for event in self._decoder.feed(data):
+            if event.type == "message_stop":
+                self.complete = True
+            elif event.type == "content_block_start":
+                self.content_started = True
+            elif event.type not in self.SKIPPED:
+                self._look_into(event)
+
+    def _look_into(self, event: SseEvent) -> None:
+        try:
+            value = json.loads(event.data.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            value = {}
+        if event.type == "error":
+            self.complete = True
+            error = value.get("error")
+            kind = error.get("type") if isinstance(error, dict) else None
+            self.error_type = kind if isinstance(kind, str) else "error"
+        elif event.type == "message_start":
+            message = value.get("message")
+            self.usage.update(message.get("usage") if isinstance(message, dict) else None)
+        elif event.type == "message_delta":
+            self.usage.update(value.get("usage"))
+            delta = value.get("delta")
+            reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+            self.stop_reason = reason if isinstance(reason, str) else self.stop_reason
+
+
+def error_event(error: GatewayError, request_id: str) -> bytes:
+    """The one event that ends a stream which cannot go on."""
+    return encode_sse_event("error", anthropic_error(error.type, error.message, request_id))
+
+
+def model_listing(model_id: str, owner: str, provider: str) -> dict:
+    """One model in a shape that both SDK families take.
+
+    The time is the date in the id where it has one, else the epoch, which is
+    what Anthropic's API says for an unknown date.
+    """
+    created = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    match = re.search(r"-(20[0-9]{6})\b", model_id)
+    if match:
+        try:
+            created = datetime.datetime.strptime(match.group(1) + "+0000", "%Y%m%d%z")
+        except ValueError:
+            pass  # eight digits that are no date: the epoch says "unknown" then
+    return {
+        "id": model_id,
+        "object": "model",
+        "type": "model",
+        "owned_by": owner,
+        "provider": provider,
+        "created": int(created.timestamp()),
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "display_name": display_name(model_id),
+    }
+
+
+def display_name(model_id: str) -> str:
+    """A name to show for a model id.
+
+    >>> display_name("claude-opus-4-5-20251101")
+    'Claude Opus 4.5'
+    """
+    words = re.sub(r"-20[0-9]{6}\b", "", model_id).split("-")
+    name = " ".join(word if word[:1].isdigit() else word[:1].upper() + word[1:]
+                    for word in words)
+    return re.sub(r"(?<=\d) (?=\d)", ".", name)
+
+
+def page_of_models(models: Sequence[dict], query: str) -> dict:
+    """The list answer of GET /v1/models; ``limit``, ``after_id``, ``before_id`` honoured.
+
+    Raises RequestError(400) for a limit that is not a number from 1 to 1000.
+    """
+    asked = dict(urllib.parse.parse_qsl(query))
+    limit_text = asked.get("limit", str(MODELS_PAGE_DEFAULT))
+    if not re.fullmatch(r"[0-9]{1,4}", limit_text) or not 1 <= int(limit_text) <= 1000:
+        raise RequestError(400, "limit: must be a number from 1 to 1000")
+    limit = int(limit_text)
+    ids = [model["id"] for model in models]
+    if asked.get("before_id") in ids:
+        before = list(models[:ids.index(asked["before_id"])])
+        page, more = before[-limit:], len(before) > limit
+    else:
+        start = ids.index(asked["after_id"]) + 1 if asked.get("after_id") in ids else 0
+        page, more = list(models[start:start + limit]), len(models) > start + limit
+    return {
+        "object": "list",
+        "data": page,
+        "has_more": more,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+    }
+
+
+# ---- 9. Configuration --------------------------------------------------------
+
+
+class Problems:
+    """Collects every fault of a configuration with its path, and what is only odd."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self._paths: set[str] = set()
+
+    def error(self, path: str, message: str) -> None:
+        """A fault: the configuration cannot be used.  The first of a path is enough:
+        what follows from it would only hide the others."""
+        if path not in self._paths:
+            self._paths.add(path)
+            self.errors.append("%s: %s" % (path, message))
+
+    def warn(self, path: str, message: str) -> None:
+        """Usable, but probably not what was meant."""
+        self.warnings.append("%s: %s" % (path, message))
+
+
+# A reader takes (value, path, problems) and gives the value to use; a fault is
+# reported to `problems` and the return value then does not matter.
+Reader = Callable[[Any, str, Problems], Any]
+
+
+def described(value: Any) -> str:
+    """A value for an error line, by its JSON type only: it might be a secret."""
+    names = ((bool, "a boolean"), (str, "a string"), (int, "a number"), (float, "a number"),
+             (list, "a list"), (dict, "an object"), (type(None), "null"))
+    return next((name for kind, name in names if isinstance(value, kind)), "something else")
+
+
+def read_text(value: Any, path: str, problems: Problems) -> str:
+    """A non-empty string."""
+    if not isinstance(value, str):
+        problems.error(path, "must be a string, not %s" % described(value))
+        return ""
+    if not value.strip():
+        problems.error(path, "must not be empty")
+    elif BAD_IN_HEAD.search(value):
+        problems.error(path, "must not hold control characters")
+    return value
+
+
+def read_secret(value: Any, path: str, problems: Problems) -> Secret:
+    """A credential: visible ASCII, since it travels in a header."""
+    text = read_text(value, path, problems).strip()
+    if text and not re.fullmatch(r"[\x21-\x7e]+", text):
+        problems.error(path, "must be visible ASCII without spaces")
+    return Secret(text)
+
+
+def read_boolean(value: Any, path: str, problems: Problems) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        problems.error(path, "must be true or false, not %s" % described(value))
+    return bool(value)
+
+
+def number(low: float, high: float, whole: bool = False) -> Reader:
+    """A reader of numbers from ``low`` to ``high``."""
+
+    def read(value: Any, path: str, problems: Problems) -> Any:
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            problems.error(path, "must be a %snumber, not %s"
+                           % ("whole " if whole else "", described(value)))
+            return low
+        if not low <= value <= high:
+            problems.error(path, "must be from %g to %g" % (low, high))
+        return value
+
+    return read
+
+
+def choice(*names: str) -> Reader:
+    """A reader of one of a few words."""
+
+    def read(value: Any, path: str, problems: Problems) -> Any:
+        if value not in names:
+            problems.error(path, "must be one of %s%s"
+                           % (", ".join(names), nearest(value, names)))
+        return value
+
+    return read
+
+
+def list_of(reader: Reader) -> Reader:
+    """A reader of lists."""
+
+    def read(value: Any, path: str, problems: Problems) -> Any:
+        if not isinstance(value, list):
+            problems.error(path, "must be a list, not %s" % described(value))
+            return ()
+        return tuple(reader(item, "%s[%d]" % (path, index), problems)
+                     for index, item in enumerate(value))
+
+    return read
+
+
+def map_of(reader: Reader) -> Reader:
+    """A reader of objects with free keys."""
+
+    def read(value: Any, path: str, problems: Problems) -> Any:
+        if not isinstance(value, dict):
+            problems.error(path, "must be an object, not %s" % described(value))
+            return {}
+        return {key: reader(item, "%s.%s" % (path, key), problems)
+                for key, item in value.items()}
+
+    return read
+
+
+def nullable(reader: Reader) -> Reader:
+    """A reader that lets null through."""
+    return lambda value, path, problems: (
+        None if value is None else reader(value, path, problems))
+
+
+def text_or_list(value: Any, path: str, problems: Problems) -> tuple[str, ...]:
+    """One string, or a list of them."""
+    if isinstance(value, str):
+        return (read_text(value, path, problems),)
+    return list_of(read_text)(value, path, problems)
+
+
+def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[str, str], ...]:
+    """Extra headers; names must be tokens, and not the ones that we set ourselves."""
+    pairs = map_of(read_text)(value, path, problems)
+    refused = HOP_BY_HOP | frozenset(CREDENTIAL_HEADERS) | {"host", "content-length"}
+    for name in pairs:
+        if TOKEN.fullmatch(name) is None:
+            problems.error("%s.%s" % (path, name), "is not a header name")
+        elif name.lower() in refused:
+            problems.error("%s.%s" % (path, name), "is set by the gateway")
+    return tuple(pairs.items())
+
+
+def read_origin(value: Any, path: str, problems: Problems) -> str:
+    """An origin as browsers send it: scheme, host, port, no path."""
+    text = read_text(value, path, problems)
+    if text and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", text):
+        problems.error(path, "must be an origin such as https://app.example (never *)")
+    return text
+
+
+class BaseUrl(NamedTuple):
+    """Where an upstream is: ``prefix`` is the path in front of /v1, without a last slash."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
+    @property
+    def authority(self) -> str:
+        """The Host header's value: the port only where it is not the scheme's own."""
+        host = "[%s]" % self.host if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else "%s:%d" % (host, self.port)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, as one would write it."""
+        return "%s://%s" % (self.scheme, self.authority)
+
+    def __str__(self) -> str:
+        return self.origin + self.prefix
+
+
+def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
+    """A base URL: http or https, no user, query or fragment; parsed once, here."""
+    text = read_text(value, path, problems)
+    nowhere = BaseUrl("http", "invalid", 80, "")
+    try:
+        parts = urllib.parse.urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        problems.error(path, "is not a URL (%s)" % error)
+        return nowhere
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        problems.error(path, "must begin with https:// or http:// and name a host")
+        return nowhere
+    if parts.username is not None or parts.query or parts.fragment:
+        problems.error(path, "must not hold a user, a query or a fragment")
+    if BAD_IN_TARGET.search(text):
+        problems.error(path, "must be visible ASCII")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        problems.warn(path, "plain http: prompts and credentials travel unencrypted")
+    prefix = parts.path.rstrip("/")
+    if prefix.endswith("/v1"):
+        # People copy the URL with its version; the paths we append have one.
+        problems.warn(path, "ends in /v1, which the gateway appends itself; left out")
+        prefix = prefix[:-3]
+    port = port or (443 if parts.scheme == "https" else 80)
+    return BaseUrl(parts.scheme, parts.hostname, port, prefix)
+
+
+class ProxyAddress(NamedTuple):
+    """An HTTP proxy; ``authorization`` is its Proxy-Authorization value, or None."""
+
+    host: str
+    port: int
+    authorization: Optional[Secret]
+
+    def __str__(self) -> str:
+        return "http://%s:%d" % (self.host, self.port)
+
+
+def parse_proxy(text: str) -> ProxyAddress:
+    """``http://user:password@host:port``; scheme, user and port may be left out.
+
+    Raises ValueError.  A proxy that is itself reached over TLS is not supported.
+    """
+    parts = urllib.parse.urlsplit(text if "://" in text else "http://" + text)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("a proxy must be http://HOST:PORT")
+    authorization = None
+    if parts.username is not None:
+        pair = "%s:%s" % (urllib.parse.unquote(parts.username),
+                          urllib.parse.unquote(parts.password or ""))
+        token = base64.b64encode(encode_lossless(pair)).decode("ascii")
+        authorization = Secret("Basic " + token)
+    return ProxyAddress(parts.hostname, parts.port or 80, authorization)
+
+
+def read_proxy(value: Any, path: str, problems: Problems) -> Optional[ProxyAddress]:
+    """A proxy's URL."""
+    text = read_text(value, path, problems)
+    try:
+        return parse_proxy(text)
+    except ValueError as error:
+        problems.error(path, str(error))
+        return None
+
+
+def not_yet(issue: str) -> Reader:
+    """A reader for a key of the contract that this version cannot honour."""
+
+    def read(value: Any, path: str, problems: Problems) -> Any:
+        problems.error(path, "is not available in version %s (%s)" % (__version__, issue))
+
+    return read
+
+
+class Setting(NamedTuple):
+    """One row of a settings table; ``path`` is dotted, ``read`` parses the value.
+
+    ``flag`` and ``env`` are its command line option and environment variable;
+    ``pending`` says what of it this version does not act on yet.
+    """
+
+    path: str
+    read: Reader
+    default: Any
+    about: str
+    flag: str = ""
+    env: str = ""
+    pending: str = ""
+
+
+CLIENT_KEY_SETTINGS = (
+    Setting("name", read_text, None, "how the key is called in logs"),
+    Setting("key", read_secret, None, "what the client presents"),
+    Setting("requests_per_minute", number(1, 1e6), None, "above it the client gets 429"),
+)
+
+ACCOUNT_SETTINGS = (
+    Setting("name", read_text, None, "told to clients as X-Account-Email, and in logs"),
+    Setting("api_key", read_secret, None, "sent in the provider's credential_header"),
+    Setting("auth_token", read_secret, None, "sent as Authorization: Bearer"),
+    Setting("key_command", not_yet("credential renewal"), None, "a command that prints the key"),
+    Setting("key_ttl_seconds", not_yet("credential renewal"), None, "how long its output holds"),
+    Setting("token", not_yet("credential renewal"), None, "an OAuth refresh grant"),
+    Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
+    Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted",
+            pending="strategies"),
+    Setting("requests_per_minute", number(1, 1e6), None, "never asked more often",
+            pending="account limits"),
+    Setting("max_concurrent", number(1, 1e6, whole=True), None, "never more at once",
+            pending="account limits"),
+    Setting("models", list_of(read_text), (), "globs of the ids it may serve; none means all"),
+    Setting("enabled", read_boolean, True, "false takes it out"),
+)
+
+PROVIDER_SETTINGS = (
+    Setting("name", read_text, None, "told to clients as X-Gateway-Provider"),
+    Setting("preset", read_text, None, "known defaults; the name's own where there is one"),
+    Setting("type", choice("anthropic"), "anthropic", "the protocol it speaks"),
+    Setting("base_url", read_url, None, "what stands in front of /v1/messages"),
+    Setting("owned_by", read_text, None, "the owner in model lists"),
+    Setting("models", list_of(read_text), None, "ids to list; they inform, they never refuse"),
+    Setting("model_map", map_of(read_text), {}, "client's id or glob to the upstream's id"),
+    Setting("default_model", read_text, None, "for ids that the provider does not know"),
+    Setting("credential_header", choice("x-api-key", "authorization"), None,
+            "where api_key is sent"),
+    Setting("betas.add", list_of(read_text), (), "anthropic-beta tokens to add"),
+    Setting("betas.drop", list_of(read_text), (), "globs of anthropic-beta tokens to drop"),
+    Setting("headers", read_header_map, (), "extra headers for the upstream"),
+    Setting("sanitize", lambda value, path, problems: value, None, "repairs of the body",
+            pending="sanitizing"),
+    Setting("count_tokens", choice("upstream", "estimate"), "upstream", "who counts tokens",
+            pending="the estimate"),
+    Setting("proxy", read_proxy, None, "an HTTP proxy for this provider alone"),
+    Setting("ca_file", read_text, None, "certificates trusted beside the system's"),
+    Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
+    Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted",
+            pending="strategies"),
+    Setting("enabled", read_boolean, True, "false takes it out"),
+    Setting("accounts", lambda value, path, problems: read_accounts(value, path, problems), (),
+            "whose credentials are used; none passes the client's own on"),
+)
+
+SETTINGS = (
+    Setting("host", read_text, "127.0.0.1", "address to listen on", flag="--host"),
+    Setting("port", number(0, 65535, whole=True), 8045, "port to listen on; 0 takes any free one",
+            flag="--port"),
+    Setting("auth.mode", choice("auto", "off", "all_except_health", "strict"), "auto",
+            "who needs a key", flag="--auth"),
+    Setting("auth.api_keys", lambda value, path, problems: read_client_keys(value, path, problems),
+            (), "keys that clients present", flag="--api-key", env="CLAUDE_GATEWAY_API_KEY"),
+    Setting("providers", lambda value, path, problems: read_providers(value, path, problems), (),
+            "the upstreams; none means anthropic without accounts",
+            flag="--upstream, --upstream-key",
+            env="CLAUDE_GATEWAY_UPSTREAM, CLAUDE_GATEWAY_UPSTREAM_KEY"),
+    Setting("routing.strategy",
+            choice("failover", "round_robin", "weighted", "shuffle", "least_loaded"), "failover",
+            "how accounts are chosen", pending="other strategies than failover"),
+    Setting("routing.models", map_of(text_or_list), {},
+            "glob of model ids to a provider or a list"),
+    Setting("routing.sticky", read_boolean, True, "a conversation stays on its account",
+            pending="stickiness"),
+    Setting("routing.background_model", nullable(read_text), None, "for background tasks",
+            pending="background tasks"),
+    Setting("retry.max_attempts", number(1, 10, whole=True), 3, "upstream calls per request"),
+    Setting("retry.max_wait_seconds", number(0, 600), 30, "waiting per request",
+            pending="waiting for accounts"),
+    Setting("timeouts.connect_seconds", number(0.1, 300), 10, "name, TCP and TLS together"),
+    Setting("timeouts.first_byte_seconds", number(0.1, 3600), 120, "until the response head"),
+    Setting("timeouts.idle_seconds", number(0.1, 3600), 300, "silence within an answer"),
+    Setting("timeouts.client_seconds", number(0.1, 3600), 60, "for a client's head, body, reads"),
+    Setting("timeouts.keepalive_seconds", number(0.1, 3600), 75, "idle client connections"),
+    Setting("timeouts.shutdown_seconds", number(0, 3600), 30, "for requests when stopping"),
+    Setting("limits.body_bytes", number(1024, 1 << 31, whole=True), 33554432, "request bodies"),
+    Setting("limits.connections", number(1, 100000, whole=True), 2048, "client connections"),
+    Setting("stream.hold_seconds", number(0, 300), 20, "head held back", pending="the hold"),
+    Setting("stream.ping_seconds", number(1, 300), 15, "pings while held", pending="the hold"),
+    Setting("stream.collect", choice("auto", "always", "never"), "auto", "collect streams",
+            pending="collecting"),
+    Setting("warmup", choice("intercept", "forward"), "intercept", "warm-up requests",
+            pending="warm-up answers"),
+    Setting("telemetry", choice("drop", "forward"), "drop", "client telemetry"),
+    Setting("log.level", choice("debug", "info", "warning", "error"), "info", "what is logged",
+            flag="--log-level"),
+    Setting("log.format", choice("text", "json"), "text", "how it is logged",
+            flag="--log-format"),
+    Setting("cors_origins", list_of(read_origin), (), "web pages that may call"),
+    Setting("allowed_hosts", list_of(read_text), (), "Host names allowed without keys"),
+)
+
+
+def nearest(name: Any, known: Sequence[str]) -> str:
+    """A hint for a word that is not known: "; did you mean ...?", or nothing."""
+    import difflib  # only where a configuration is wrong
+    close = difflib.get_close_matches(str(name), known, 1)
+    return "; did you mean %s?" % close[0] if close else ""
+
+
+def read_table(rows: Sequence[Setting], value: Any, path: str, problems: Problems) -> dict:
+    """An object by a settings table: every row's value by its last name, groups nested.
+
+    Keys that no row names are faults with the nearest known key.
+    """
+    if not isinstance(value, dict):
+        problems.error(path or "configuration", "must be an object, not %s" % described(value))
+        value = {}
+    names = list(dict.fromkeys(row.path.split(".")[0] for row in rows))
+    for key in value:
+        if key not in names:
+            problems.error(joined(path, str(key)), "unknown key" + nearest(key, names))
+    result = {}
+    for name in names:
+        group = [row._replace(path=row.path[len(name) + 1:]) for row in rows
+                 if row.path.startswith(name + ".")]
+        if group:
+            result[name] = read_table(group, value.get(name, {}), joined(path, name), problems)
+            continue
+        row = next(row for row in rows if row.path == name)
+        result[name] = row.default
+        if name in value:
+            result[name] = row.read(value[name], joined(path, name), problems)
+            if row.pending and value[name] != row.default:
+                problems.warn(joined(path, name), "accepted, but %s cannot do it yet (%s)"
+                              % (__version__, row.pending))
+    return result
+
+
+def joined(path: str, name: str) -> str:
+    """A path one level deeper."""
+    return "%s.%s" % (path, name) if path else name
+
+
+class ClientKey(NamedTuple):
+    """A key that clients present; ``requests_per_minute`` is None for no limit."""
+
+    name: str
+    key: Secret
+    requests_per_minute: Optional[float]
+
+
+class Account(NamedTuple):
+    """Whose credential goes upstream.  ``header`` is the pair's name, ``secret`` its key."""
+
+    name: str
+    header: str
+    secret: Secret
+    priority: float
+    weight: float
+    requests_per_minute: Optional[float]
+    max_concurrent: Optional[int]
+    models: tuple[str, ...]
+    enabled: bool
+
+    def credentials(self) -> list[tuple[str, str]]:
+        """The header to send."""
+        key = self.secret.reveal()
+        return [(self.header, "Bearer " + key if self.header == "Authorization" else key)]
+
+
+class Provider(NamedTuple):
+    """An upstream and its accounts; without accounts the client's credential is used."""
+
+    name: str
+    preset: Optional[str]
+    type: str
+    base_url: BaseUrl
+    owned_by: str
+    models: tuple[str, ...]
+    model_map: Mapping[str, str]
+    default_model: Optional[str]
+    credential_header: str
+    betas: BetaRule
+    headers: tuple[tuple[str, str], ...]
+    sanitize: Any
+    count_tokens: str
+    proxy: Optional[ProxyAddress]
+    ca_file: Optional[str]
+    priority: float
+    weight: float
+    enabled: bool
+    accounts: tuple[Account, ...]
+
+    def mapped(self, model: str) -> Optional[str]:
+        """The upstream's id for a client's, where model_map has one: exact beats glob,
+        the glob with most literal characters beats the rest."""
+        if model in self.model_map:
+            return self.model_map[model]
+        globs = [glob for glob in self.model_map if fnmatch.fnmatchcase(model, glob)]
+        if not globs:
+            return None
+        return self.model_map[max(globs, key=lambda glob: len(re.sub(r"[*?\[\]]", "", glob)))]
+
+    def knows(self, model: str) -> bool:
+        """Whether it lists or maps an id."""
+        return model in self.models or self.mapped(model) is not None
+
+    def upstream_model(self, model: str) -> str:
+        """The id to send upstream: mapped, else the default for ids it does not list."""
+        mapped = self.mapped(model)
+        if mapped is not None:
+            return mapped
+        return model if model in self.models else self.default_model or model
+
+
+class Auth(NamedTuple):
+    """Who needs a key, and which there are."""
+
+    mode: str
+    api_keys: tuple[ClientKey, ...]
+
+
+class Routing(NamedTuple):
+    """Which provider serves a model."""
+
+    strategy: str
+    models: Mapping[str, tuple[str, ...]]
+    sticky: bool
+    background_model: Optional[str]
+
+
+class Retry(NamedTuple):
+    """Bounds on what one request may cost."""
+
+    max_attempts: int
+    max_wait_seconds: float
+
+
+class Timeouts(NamedTuple):
+    """All in seconds."""
+
+    connect_seconds: float
+    first_byte_seconds: float
+    idle_seconds: float
+    client_seconds: float
+    keepalive_seconds: float
+    shutdown_seconds: float
+
+
+class Limits(NamedTuple):
+    """What a client may send and hold."""
+
+    body_bytes: int
+    connections: int
+
+
+class Streaming(NamedTuple):
+    """The hold and the collection of streams."""
+
+    hold_seconds: float
+    ping_seconds: float
+    collect: str
+
+
+class LogSettings(NamedTuple):
+    """What is logged, and how."""
+
+    level: str
+    format: str
+
+
+# The preset's default where a key of the provider is not set.  base_url None:
+# the user must give one.  Sources: contract section 3 and providers.md, rows
+# with a mark other than [M]; ids of the anthropic row: openai-mapping.md 5.1.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "anthropic": {
+        "base_url": "https://api.anthropic.com",
+        "owned_by": "anthropic",
+        "credential_header": "x-api-key",
+        "models": (
+            "claude-opus-5-5",
+            "claude-sonnet-5-5",
+            "claude-haiku-5-5",
+            "claude-fable-5-2",
+            "claude-opus-5",
+            "claude-sonnet-5",
+            "claude-opus-4-8",
+            "claude-opus-4-7",
+            "claude-opus-4-6",
+            "claude-sonnet-4-6",
+            "claude-opus-4-5-20251101",
+            "claude-haiku-4-5-20251001",
+            "claude-sonnet-4-5-20250929",
+        ),
+    },
+    "zai": {
+        "base_url": "https://api.z.ai/api/anthropic",
+        "owned_by": "zhipu",
+        "credential_header": "authorization",
+        "models": ("GLM-4.7", "GLM-4.5-Air"),
+    },
+    "deepseek": {
+        "base_url": "https://api.deepseek.com/anthropic",
+        "credential_header": "x-api-key",
+    },
+    "moonshot": {
+        "base_url": "https://api.moonshot.ai/anthropic",
+        "credential_header": "authorization",
+    },
+    "minimax": {
+        "base_url": "https://api.minimax.io/anthropic",
+        "credential_header": "x-api-key",
+    },
+    "openrouter": {
+        "base_url": "https://openrouter.ai/api",
+        "credential_header": "authorization",
+    },
+    "vercel": {
+        "base_url": "https://ai-gateway.vercel.sh",
+        "credential_header": "x-api-key",
+    },
+    "fireworks": {
+        "base_url": "https://api.fireworks.ai/inference",
+        "credential_header": "authorization",
+    },
+    "ollama": {
+        "base_url": "http://localhost:11434",
+        "credential_header": "authorization",
+    },
+    "lmstudio": {
+        "base_url": "http://localhost:1234",
+        "credential_header": "authorization",
+    },
+    "vllm": {
+        "base_url": "http://localhost:8000",
+        "credential_header": "authorization",
+    },
+    "sglang": {
+        "base_url": "http://localhost:30000",
+        "credential_header": "authorization",
+    },
+    "llamacpp": {
+        "base_url": "http://localhost:8080",
+        "credential_header": "authorization",
+    },
+    # Its address is known only once it runs; section 19 puts it in.
+    "demo": {
+        "base_url": "http://127.0.0.1:9",
+        "owned_by": "claude_gateway",
+        "credential_header": "x-api-key",
+        "models": ("claude-demo-1", "claude-demo-fast"),
+    },
+}
+DEMO = "demo"
+
+
+def read_client_keys(value: Any, path: str, problems: Problems) -> tuple[ClientKey, ...]:
+    """``auth.api_keys``: strings, or objects with a name.  Empty strings are no keys."""
+    if not isinstance(value, list):
+        problems.error(path, "must be a list, not %s" % described(value))
+        return ()
+    keys = []
+    for index, item in enumerate(value):
+        at = "%s[%d]" % (path, index)
+        row = {"key": item} if isinstance(item, str) else item
+        if isinstance(row, dict) and isinstance(row.get("key"), str) and not row["key"].strip():
+            problems.warn(at, "an empty string is no key; left out")
+            continue
+        read = read_table(CLIENT_KEY_SETTINGS, row, at, problems)
+        if read["key"] is None:
+            problems.error(at + ".key", "is missing")
+            continue
+        read["name"] = read["name"] or "key-%d" % (index + 1)
+        keys.append(ClientKey(**read))
+    refuse_doubles([key.name for key in keys], path, problems)
+    return tuple(keys)
+
+
+def refuse_doubles(names: Sequence[str], path: str, problems: Problems) -> None:
+    """Names tell things apart in logs and metrics: each may stand once."""
+    for name, times in collections.Counter(names).items():
+        if times > 1:
+            problems.error(path, "the name %s stands %d times" % (json.dumps(name), times))
+
+
+def read_accounts(value: Any, path: str, problems: Problems) -> tuple[dict, ...]:
+    """``accounts``: each with a name and exactly one credential."""
+    rows = list_of(lambda item, at, found: read_table(ACCOUNT_SETTINGS, item, at, found))(
+        value, path, problems)
+    for index, row in enumerate(rows):
+        at = "%s[%d]" % (path, index)
+        item = value[index] if isinstance(value[index], dict) else {}
+        kinds = [kind for kind in ("api_key", "auth_token", "key_command", "token")
+                 if kind in item]
+        if len(kinds) != 1:
+            problems.error(at, "needs exactly one of api_key, auth_token, key_command, token")
+        row["name"] = row["name"] or "account-%d" % (index + 1)
+    refuse_doubles([row["name"] for row in rows], path, problems)
+    return rows
+
+
+def read_providers(value: Any, path: str, problems: Problems) -> tuple[Provider, ...]:
+    """``providers``: each with its preset's defaults filled in."""
+    rows = list_of(lambda item, at, found: read_provider(item, at, found))(value, path, problems)
+    refuse_doubles([row.name for row in rows], path, problems)
+    return rows
+
+
+def read_provider(value: Any, path: str, problems: Problems) -> Provider:
+    """One provider.  The preset is the one named, else the one of the provider's name."""
+    row = read_table(PROVIDER_SETTINGS, value, path, problems)
+    if row["name"] is None:
+        row["name"] = row["preset"] or "unnamed"
+        if row["preset"] is None:
+            problems.error(path + ".name", "is missing")
+    preset_name = row["preset"] or (row["name"] if row["name"] in PRESETS else None)
+    if row["preset"] is not None and row["preset"] not in PRESETS:
+        problems.error(path + ".preset", "is not known%s; there are %s"
+                       % (nearest(row["preset"], list(PRESETS)), ", ".join(PRESETS)))
+    preset = PRESETS.get(preset_name or "", {})
+    if row["base_url"] is None:
+        if "base_url" not in preset:
+            problems.error(path + ".base_url", "is missing (no preset of that name has one)")
+        row["base_url"] = read_url(preset.get("base_url", "http://127.0.0.1:9"),
+                                   path + ".base_url", Problems())
+    row["preset"] = preset_name
+    row["owned_by"] = row["owned_by"] or preset.get("owned_by", row["name"])
+    row["models"] = row["models"] if row["models"] is not None else preset.get("models", ())
+    header = row["credential_header"] or preset.get("credential_header", "x-api-key")
+    row["credential_header"] = header
+    row["betas"] = read_betas(row["betas"])
+    row["accounts"] = tuple(build_account(account, header) for account in row["accounts"])
+    return Provider(**row)
+
+
+def read_betas(betas: Mapping[str, Sequence[str]]) -> BetaRule:
+    """``betas``, with the name of Claude Code's list spelled out."""
+    add: list[str] = []
+    for token in betas["add"]:
+        add.extend(CLAUDE_CODE_BETAS.split(",") if token == CLAUDE_CODE_BETAS_NAME else [token])
+    return BetaRule(tuple(add), tuple(betas["drop"]))
+
+
+def build_account(row: dict, credential_header: str) -> Account:
+    """An account of its settings: which header, which secret."""
+    bearer = row["api_key"] is None or credential_header == "authorization"
+    secret = row["api_key"] or row["auth_token"] or Secret("")
+    left_out = ("api_key", "auth_token", "key_command", "key_ttl_seconds", "token")
+    rest = {key: value for key, value in row.items() if key not in left_out}
+    return Account(header="Authorization" if bearer else "x-api-key", secret=secret, **rest)
+
+
+class Config(NamedTuple):
+    """What the gateway was told, checked and frozen.
+
+    Made by :meth:`from_dict`, which takes the shape of the configuration file
+    (contract section 3); ``Config.from_dict({})`` is the default one.
+    """
+
+    host: str
+    port: int
+    auth: Auth
+    providers: tuple[Provider, ...]
+    routing: Routing
+    retry: Retry
+    timeouts: Timeouts
+    limits: Limits
+    stream: Streaming
+    warmup: str
+    telemetry: str
+    log: LogSettings
+    cors_origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(
+        cls,
+        settings: Mapping[str, Any],
+        environ: Mapping[str, str] = {},
+        read_file: Optional[Callable[[str], str]] = None,
+    ) -> "Config":
+        """Check and freeze.  Raises ConfigError with every fault and its path.
+
+        Strings may hold ``${NAME}``, ``${NAME:-default}`` (looked up in
+        ``environ``) and ``${file:PATH}`` (read by ``read_file``).
+        """
+        problems = Problems()
+        resolved = Interpolation(environ, read_file).resolve(dict(settings), "", problems)
+        row = read_table(SETTINGS, resolved, "", problems)
+        row["providers"] = row["providers"] or (read_provider({"name": "anthropic"}, "", problems),)
+        names = [provider.name for provider in row["providers"]]
+        for glob, wanted in row["routing"]["models"].items():
+            for name in wanted:
+                if name not in names:
+                    problems.error("routing.models.%s" % glob, "no provider is called %s%s"
+                                   % (json.dumps(name), nearest(name, names)))
+        if problems.errors:
+            raise ConfigError(problems.errors)
+        for name, group in (("auth", Auth), ("routing", Routing), ("retry", Retry),
+                            ("timeouts", Timeouts), ("limits", Limits), ("stream", Streaming),
+                            ("log", LogSettings)):
+            row[name] = group(**row[name])
+        return cls(warnings=tuple(problems.warnings), **row)
+
+    @property
+    def auth_mode(self) -> str:
+        """The mode in force: ``auto`` resolved by keys and address."""
+        if self.auth.mode != "auto":
+            return self.auth.mode
+        open_to_others = not is_loopback(self.host)
+        return "all_except_health" if self.auth.api_keys or open_to_others else "off"
+
+
+class Interpolation:
+    """Replaces ``${NAME}``, ``${NAME:-default}`` and ``${file:PATH}`` in strings."""
+
+    PATTERN = re.compile(r"\$\{([^}]*)\}")
+    MAX_DEPTH = 20
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        read_file: Optional[Callable[[str], str]],
+    ) -> None:
+        self._environ = environ
+        self._read_file = read_file
+
+    def resolve(self, value: Any, path: str, problems: Problems, depth: int = 0) -> Any:
+        """The value with every string in it resolved; unset names are faults."""
+        if isinstance(value, str):
+            return self.PATTERN.sub(lambda match: self._one(match, path, problems), value)
+        if depth >= self.MAX_DEPTH:
+            problems.error(path, "is nested too deeply")
+            return None
+        if isinstance(value, list):
+            return [self.resolve(item, "%s[%d]" % (path, index), problems, depth + 1)
+                    for index, item in enumerate(value)]
+        if isinstance(value, dict):
+            return {key: self.resolve(item, joined(path, str(key)), problems, depth + 1)
+                    for key, item in value.items()}
+        return value
+
+    def _one(self, match: Any, path: str, problems: Problems) -> str:
+        if match.group(1).startswith("file:"):
+            return self._file(match.group(1)[5:], path, problems)
+        name, has_default, default = match.group(1).partition(":-")
+        found = self._environ.get(name)
+        if has_default and not found:
+            return default
+        if found is None:
+            problems.error(path, "the environment has no %s" % name)
+            return "unset"
+        return found
+
+    def _file(self, name: str, path: str, problems: Problems) -> str:
+        if self._read_file is None:
+            problems.error(path, "files cannot be read here")
+            return "unset"
+        try:
+            return self._read_file(name).strip()
+        except (OSError, ValueError) as error:
+            problems.error(path, "cannot read %s (%s)" % (name, reason_of(error)))
+            return "unset"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception of the operating system says, without its repr and numbers."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def candidate_providers(config: Config, model: str) -> list[Provider]:
+    """Which providers may serve a model, in order (contract section 8).
+
+    A routing.models glob (the most literal one) names them, and nothing else is
+    tried; else those that list or map the id; else all, by priority and order.
+    """
+    enabled = sorted((provider for provider in config.providers if provider.enabled),
+                     key=lambda provider: provider.priority)
+    globs = [glob for glob in config.routing.models if fnmatch.fnmatchcase(model, glob)]
+    if globs:
+        best = max(globs, key=lambda glob: (glob == model, len(re.sub(r"[*?\[\]]", "", glob))))
+        by_name = {provider.name: provider for provider in enabled}
+        return [by_name[name] for name in config.routing.models[best] if name in by_name]
+    return [provider for provider in enabled if provider.knows(model)] or enabled
+
+
+# ---- 10. Accounts ------------------------------------------------------------
+
+
+class Lease(NamedTuple):
+    """The right to one upstream call; ``account`` None is the client's own credential."""
+
+    provider: Provider
+    account: Optional[Account]
+
+    @property
+    def name(self) -> str:
+        """Provider and account, as logs and errors name them."""
+        if self.account is None:
+            return self.provider.name
+        return "%s/%s" % (self.provider.name, self.account.name)
+
+
+class AccountPool:
+    """Who may be asked next.  One lock; nothing blocks under it.
+
+    This version holds the order of the configuration and counts what is under
+    way; cooldowns, strategies and stickiness hang on ``acquire`` and ``release``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_flight: dict[tuple[str, str], int] = {}
+
+    def acquire(
+        self,
+        providers: Sequence[Provider],
+        model: str,
+        tried: Sequence[Lease],
+    ) -> Optional[Lease]:
+        """The best candidate not yet tried, or None.  Must be released."""
+        for provider in providers:
+            for lease in candidates(provider, model):
+                if lease not in tried:
+                    with self._lock:
+                        key = self._key(lease)
+                        self._in_flight[key] = self._in_flight.get(key, 0) + 1
+                    return lease
+        return None
+
+    def release(self, lease: Lease, outcome: "Outcome") -> None:
+        """The call is over; what came of it will shape the next choice."""
+        with self._lock:
+            key = self._key(lease)
+            left = self._in_flight.get(key, 0) - 1
+            assert left >= 0, "released more often than acquired"
+            if left:
+                self._in_flight[key] = left
+            else:
+                self._in_flight.pop(key, None)
+
+    def in_flight(self) -> int:
+        """How many leases are out."""
+        with self._lock:
+            return sum(self._in_flight.values())
+
+    @staticmethod
+    def _key(lease: Lease) -> tuple[str, str]:
+        return lease.provider.name, lease.account.name if lease.account else ""
+
+
+def candidates(provider: Provider, model: str) -> list[Lease]:
+    """The accounts of a provider that may serve a model, by priority, then order."""
+    if not provider.accounts:
+        return [Lease(provider, None)]
+    accounts = [account for account in provider.accounts
+                if account.enabled and serves_model(account, model)]
+    return [Lease(provider, account)
+            for account in sorted(accounts, key=lambda account: account.priority)]
+
+
+def serves_model(account: Account, model: str) -> bool:
+    """Whether an account's globs allow a model; no globs, or no model, allow all."""
+    if not account.models or not model:
+        return True
+    return any(fnmatch.fnmatchcase(model, glob) for glob in account.models)
+
+
+def can_serve(provider: Provider) -> bool:
+    """Whether a provider has anybody who could serve now."""
+    return provider.enabled and bool(candidates(provider, ""))
+
+
+class RequestRates:
+    """How many requests each client key made in the last minute; one lock."""
+
+    WINDOW_SECONDS = 60.0
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._times: dict[str, collections.deque[float]] = {}
+
+    def admit(self, key: ClientKey) -> float:
+        """0 where the request may go, else the seconds until one may."""
+        if key.requests_per_minute is None:
+            return 0.0
+        now = self._monotonic()
+        with self._lock:
+            times = self._times.setdefault(key.name, collections.deque())
+            while times and times[0] <= now - self.WINDOW_SECONDS:
+                times.popleft()
+            if len(times) >= key.requests_per_minute:
+                return times[0] + self.WINDOW_SECONDS - now
+            times.append(now)
+            return 0.0
+
+
+# ---- 11. Retry policy --------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What came of one upstream call.
+
+    ``kind`` is "answer" for a response head, else the UpstreamError's kind;
+    ``status`` is the answer's, 0 without one; ``final`` is the upstream's
+    ``x-should-retry: false``; ``transparent`` means the client's own credential.
+    """
+
+    kind: str
+    status: int = 0
+    final: bool = False
+    transparent: bool = False
+
+
+class Decision(NamedTuple):
+    """What to do: ``relay`` this answer, or go to the ``next`` candidate.
+
+    ``blame`` says that the account's credential is at fault: when nobody is left
+    the client is told so instead of being shown a 401 that it would take for its
+    own.
+    """
+
+    action: str
+    blame: bool = False
+
+
+RELAY = Decision("relay")
+NEXT = Decision("next")
+
+# Contract section 9, as far as it stands: an outcome before any byte of an
+# answer has gone down, and what follows.  Everything not named is relayed.
+FAILED_CALLS = {
+    "unreached": NEXT,
+    "closed": NEXT,
+    "silent": NEXT,
+    "malformed": NEXT,
+    "broke": NEXT,
+    "stalled": NEXT,
+    "shutdown": Decision("give_up"),
+}
+FAILED_STATUSES = {
+    401: Decision("next", blame=True),
+    403: Decision("next", blame=True),
+    408: NEXT,
+    429: NEXT,
+    500: NEXT,
+    502: NEXT,
+    503: NEXT,
+    504: NEXT,
+    520: NEXT,
+    521: NEXT,
+    522: NEXT,
+    523: NEXT,
+    524: NEXT,
+    529: NEXT,
+}
+
+
+def decide(outcome: Outcome) -> Decision:
+    """Outcome in, decision out; pure.  The attempt loop (15) acts on it."""
+    if outcome.kind != "answer":
+        return FAILED_CALLS[outcome.kind]
+    if outcome.transparent and outcome.status in (401, 403):
+        return RELAY
+    decision = FAILED_STATUSES.get(outcome.status, RELAY)
+    if outcome.final and not decision.blame:
+        return RELAY
+    return decision
+
+
+# ---- 12. Records and log -----------------------------------------------------
+
+LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def escape_controls(text: str) -> str:
+    """A text for one log line: control characters (C0, DEL, C1, line separators) escaped.
+
+    >>> escape_controls("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(
+        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode("ascii")
+        for char in text)
+
+
+class Attempt(NamedTuple):
+    """One upstream call in a record; ``seconds`` until its outcome was known."""
+
+    provider: str
+    account: str
+    outcome: str
+    status: int
+    seconds: float
+
+
+class RequestRecord:
+    """What is known of one request when it has ended; never a body, never a key.
+
+    Times are seconds; ``started`` is wall-clock, the rest are durations.
+    ``ended`` is complete, upstream_broke, client_left, or refused.
+    """
+
+    FIELDS = (
+        "id",
+        "time",
+        "key",
+        "method",
+        "route",
+        "model",
+        "mapped_model",
+        "provider",
+        "account",
+        "attempts",
+        "edits",
+        "status",
+        "error",
+        "stop_reason",
+        "input_tokens",
+        "output_tokens",
+        "cache_read_tokens",
+        "cache_write_tokens",
+        "first_byte_seconds",
+        "seconds",
+        "bytes_in",
+        "bytes_out",
+        "ended",
+    )
+
+    def __init__(self, request_id: str, method: str, started: float) -> None:
+        self.id = request_id
+        self.method = method
+        self.started = started
+        self.key = ""
+        self.route = ""
+        self.model = ""
+        self.mapped_model = ""
+        self.provider = ""
+        self.account = ""
+        self.attempts: list[Attempt] = []
+        self.edits: list[str] = []
+        self.status = 0
+        self.error = ""
+        self.stop_reason = ""
+        self.usage = Usage()
+        self.first_byte_seconds: Optional[float] = None
+        self.seconds = 0.0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.ended = "complete"
+
+    def as_dict(self) -> dict:
+        """The record as JSON; the keys of FIELDS, in their order."""
+        computed = {
+            "time": utc_text(self.started),
+            "attempts": [attempt._asdict() for attempt in self.attempts],
+            "input_tokens": self.usage.input,
+            "output_tokens": self.usage.output,
+            "cache_read_tokens": self.usage.cache_read,
+            "cache_write_tokens": self.usage.cache_write,
+            "seconds": round(self.seconds, 6),
+        }
+        if self.first_byte_seconds is not None:
+            computed["first_byte_seconds"] = round(self.first_byte_seconds, 6)
+        return {name: computed[name] if name in computed else getattr(self, name)
+                for name in self.FIELDS}
+
+    def as_text(self) -> str:
+        """The record as one line for people."""
+        words = [self.id, self.method, self.route or "-", str(self.status or "-")]
+        if self.model:
+            changed = self.mapped_model not in ("", self.model)
+            words.append(self.model + (" -> " + self.mapped_model if changed else ""))
+        if self.provider:
+            words.append(self.provider + ("/" + self.account if self.account else ""))
+        if len(self.attempts) > 1:
+            words.append("tried " + ", ".join(
+                "%s/%s %s" % (attempt.provider, attempt.account, attempt.status or attempt.outcome)
+                for attempt in self.attempts))
+        if self.usage.input or self.usage.output:
+            words.append("%d in %d out" % (self.usage.input, self.usage.output))
+        words.append("%.3f s" % self.seconds)
+        if self.ended != "complete":
+            words.append(self.ended)
+        if self.error:
+            words.append("(%s)" % self.error)
+        return " ".join(words)
+
+
+def utc_text(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 with milliseconds.
+
+    >>> utc_text(0.25)
+    '1970-01-01T00:00:00.250Z'
+    """
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return "%s.%03dZ" % (whole, int(seconds * 1000) % 1000)
+
+
+class LineWriter:
+    """Writes lines in a thread of its own, so that a slow terminal slows nobody.
+
+    A full disk or a closed pipe loses lines, never requests; so does a reader
+    that is more than LOG_QUEUE_LINES behind.  How many were lost is said in the
+    next line that goes through.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._lines: collections.deque[str] = collections.deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._lost = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: str) -> None:
+        """Queue one line, without its line end."""
+        with self._changed:
+            if self._closing or len(self._lines) >= LOG_QUEUE_LINES:
+                self._lost += 1
+                return
+            self._lines.append(line)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what is queued, as far as LOG_FLUSH_SECONDS allow."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(LOG_FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines and not self._closing:
+                    self._changed.wait()
+                if not self._lines:
+                    return
+                lines, lost = list(self._lines), self._lost
+                self._lines.clear()
+                self._lost = 0
+            if lost:
+                lines.insert(0, "(%d log lines lost)" % lost)
+            try:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                # Safe: a closed pipe or a full disk costs these lines and no more.
+                with self._changed:
+                    self._lost += len(lines)
+
+
+class Log:
+    """Levels and formats of log lines; ``write`` takes one finished line."""
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        wall_clock: Callable[[], float],
+        settings: LogSettings = LogSettings("info", "text"),
+    ) -> None:
+        self._write = write
+        self._wall_clock = wall_clock
+        self._threshold = LOG_LEVELS[settings.level]
+        self._json = settings.format == "json"
+        self._once: set[str] = set()
+
+    def message(self, level: str, text: str) -> None:
+        """One line about the gateway itself."""
+        self._emit(level, escape_controls(text), {"message": text})
+
+    def once(self, level: str, text: str) -> None:
+        """The same, but each text a single time (of the first MAX_REMEMBERED_NOTICES)."""
+        if text not in self._once and len(self._once) < MAX_REMEMBERED_NOTICES:
+            self._once.add(text)
+            self.message(level, text)
+
+    def record(self, record: RequestRecord) -> None:
+        """One line about a request: probes are of interest to debuggers only."""
+        level = "info" if record.provider or record.status >= 400 else "debug"
+        if record.ended == "upstream_broke" or record.status >= 500:
+            level = "warning"
+        self._emit(level, escape_controls(record.as_text()), record.as_dict)
+
+    def _emit(self, level: str, text: str, fields: Any) -> None:
+        if LOG_LEVELS[level] < self._threshold:
+            return
+        stamp = utc_text(self._wall_clock())
+        if not self._json:
+            self._write("%s %s %s" % (stamp, level, text))
+            return
+        values = fields() if callable(fields) else fields
+        self._write(json.dumps(dict({"time": stamp, "level": level}, **values)))
+
+
+class RecordRing:
+    """The newest records; also counts what was answered here, by kind."""
+
+    def __init__(self, size: int = RECORDS_KEPT) -> None:
+        self._lock = threading.Lock()
+        self._records: collections.deque[RequestRecord] = collections.deque(maxlen=size)
+        self._local_answers: dict[str, int] = {}
+
+    def observe(self, record: RequestRecord) -> None:
+        """Keep one record."""
+        with self._lock:
+            self._records.append(record)
+            if not record.provider and not record.error:
+                self._local_answers[record.route] = self._local_answers.get(record.route, 0) + 1
+
+    def newest(self, limit: int) -> list[RequestRecord]:
+        """Up to ``limit`` records, the newest first."""
+        with self._lock:
+            return list(self._records)[::-1][:limit]
+
+    def local_answers(self) -> dict[str, int]:
+        """How many requests were answered without an upstream, by route."""
+        with self._lock:
+            return dict(self._local_answers)
+
+
+# ---- 13. Upstream transport --------------------------------------------------
+
+POLL_READ = getattr(select, "POLLIN", 0x001)
+POLL_WRITE = getattr(select, "POLLOUT", 0x004)
+# Told by Linux alone: the peer has sent its FIN, also behind unread bytes.
+POLL_LEFT = getattr(select, "POLLRDHUP", 0)
+
+
+class SelectPoller:
+    """The part of select.poll that we use, for Windows, which has none."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, int] = {}
+
+    def register(self, descriptor: int, events: int) -> None:
+        """Wait for ``events`` of a descriptor; also changes what was registered."""
+        self._events[descriptor] = events
+
+    modify = register
+
+    def poll(self, milliseconds: Optional[float]) -> list[tuple[int, int]]:
+        """(descriptor, events) pairs; a failed connect counts as writable."""
+        readers = [fd for fd, events in self._events.items() if events & POLL_READ]
+        writers = [fd for fd, events in self._events.items() if events & POLL_WRITE]
+        seconds = None if milliseconds is None else milliseconds / 1000
+        ready = select.select(readers, writers, writers, seconds)
+        found = [(fd, POLL_READ) for fd in ready[0]]
+        return found + [(fd, POLL_WRITE) for fd in set(ready[1]) | set(ready[2])]
+
+
+new_poller: Callable[[], Any] = getattr(select, "poll", SelectPoller)
+
+
+class Destination(NamedTuple):
+    """Where connections go, and so what may share one: the key of the pool."""
+
+    scheme: str
+    host: str
+    port: int
+    proxy: Optional[ProxyAddress]
+    ca_file: Optional[str]
+
+
+class UpstreamCall(urllib.request.Request):
+    """One request to an upstream.
+
+    urllib.request sees the URL and the method; headers, body, time limits and
+    the client to watch travel beside them, since its own headers are a dict that
+    changes names and loses duplicates.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        provider: Provider,
+        target: str,
+        header_pairs: Sequence[tuple[str, str]],
+        body: bytes,
+        timeouts: Timeouts,
+        watch: Watch = Watch(),
+    ) -> None:
+        super().__init__(provider.base_url.origin + target, method=method)
+        self.verb = method
+        self.provider = provider
+        self.target = target
+        self.header_pairs = header_pairs
+        self.body = body
+        self.timeouts = timeouts
+        self.watch = watch
+
+
+class Wire:
+    """One connection to an upstream: non-blocking, waited for together with the client.
+
+    Whoever waits for an upstream waits for the client's leaving in the same
+    poll, so no second thread is needed and nothing runs on for nobody.  Raises
+    ClientGone from any wait; other errors of the operating system pass through.
+    """
+
+    def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.reused = False
+        self.idle_since = 0.0
+        self.cancelled = False
+        self._monotonic = monotonic
+        self._watch = Watch()
+        self._poller: Any = None
+
+    def attach(self, watch: Watch) -> None:
+        """Whom to watch from now on."""
+        self._watch = watch
+        self._poller = None
+
+    def wait(self, events: int, seconds: float) -> bool:
+        """Whether one of ``events`` came within ``seconds``.  Raises ClientGone."""
+        own = self.sock.fileno()
+        poller = self._armed(own, events)
+        deadline = self._monotonic() + seconds
+        while True:
+            remaining = deadline - self._monotonic()
+            ready = poller.poll(max(0.0, remaining) * 1000)
+            found = False
+            for descriptor, flags in ready:
+                if descriptor == own:
+                    found = True
+                elif self._watch.gone():
+                    raise ClientGone()
+                else:
+                    # Bytes of a next request: readable for good, so that only a
+                    # hang-up can still be seen.
+                    poller.modify(descriptor, 0 if flags & POLL_LEFT else POLL_LEFT)
+            if found or remaining <= 0:
+                return found
+
+    def _armed(self, own: int, events: int) -> Any:
+        if self._poller is None:
+            self._poller = new_poller()
+            self._poller.register(own, events)
+            watched = self._watch.fileno()
+            if watched >= 0:
+                self._poller.register(watched, POLL_READ | POLL_LEFT)
+        else:
+            self._poller.modify(own, events)
+        return self._poller
+
+    def send(self, data: bytes, seconds: float) -> bool:
+        """Send all; ``seconds`` bound each stop.  False when an answer came before the end.
+
+        Raises OSError (TimeoutError for a stop that was too long), ClientGone.
+        """
+        view = memoryview(data)
+        # A TLS connection is readable whenever a session ticket comes: only on a
+        # plain one does it mean that the upstream has answered early.
+        events = POLL_WRITE if isinstance(self.sock, ssl.SSLSocket) else POLL_WRITE | POLL_READ
+        while view:
+            try:
+                sent = self.sock.send(view[:READ_BYTES * 4])
+                view = view[sent:]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                if not self.wait(events, seconds):
+                    raise socket.timeout("sending stopped") from None
+                if events & POLL_READ and not self._writable():
+                    return False
+            except ssl.SSLWantReadError:
+                if not self.wait(POLL_READ, seconds):
+                    raise socket.timeout("sending stopped") from None
+        return True
+
+    def _writable(self) -> bool:
+        poller = new_poller()
+        poller.register(self.sock.fileno(), POLL_WRITE)
+        return bool(poller.poll(0))
+
+    def receive(self, seconds: float) -> bytes:
+        """What there is, or comes within ``seconds``; b"" at the end of the connection.
+
+        Raises OSError (TimeoutError for silence), ClientGone.
+        """
+        is_tls = isinstance(self.sock, ssl.SSLSocket)
+        deadline = self._monotonic() + seconds
+        if not is_tls and not self.wait(POLL_READ, seconds):
+            raise socket.timeout("silence")
+        while True:
+            try:
+                # TLS may hold decoded bytes that no poll shows: look first.
+                return self.sock.recv(READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                events = POLL_READ
+            except ssl.SSLWantWriteError:
+                events = POLL_WRITE
+            if not self.wait(events, deadline - self._monotonic()):
+                raise socket.timeout("silence")
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection can be used: nothing has come, not even its end."""
+        try:
+            self.sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def cancel(self) -> None:
+        """Wake the thread that waits on this wire, from another one; it sees the end."""
+        self.cancelled = True
+        try:
+            # Not SSLSocket.shutdown, which would take the TLS layer away under
+            # the reading thread.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # not connected (any more): nothing is left to wake
+
+    def close(self) -> None:
+        """Close the connection, whatever state it is in."""
+        self._poller = None
+        self.sock.close()
+
+
+class ConnectionPool:
+    """Idle wires by destination, the latest used first.  One lock; closing is done outside."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._idle: dict[Destination, list[Wire]] = {}
+        self._closed = False
+
+    def take(self, destination: Destination) -> Optional[Wire]:
+        """A wire that seems alive, or None."""
+        while True:
+            with self._lock:
+                idle = self._idle.get(destination)
+                wire = idle.pop() if idle else None
+            if wire is None:
+                return None
+            fresh = self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
+            if fresh and wire.is_alive():
+                wire.reused = True
+                return wire
+            wire.close()
+
+    def give(self, destination: Destination, wire: Wire) -> None:
+        """Keep a wire whose last answer was read to its end; the oldest makes room."""
+        wire.idle_since = self._monotonic()
+        wire.attach(Watch())
+        spare: Optional[Wire] = wire
+        with self._lock:
+            if not self._closed:
+                idle = self._idle.setdefault(destination, [])
+                idle.append(wire)
+                spare = idle.pop(0) if len(idle) > POOL_IDLE_PER_ORIGIN else None
+        if spare is not None:
+            spare.close()
+
+    def count(self) -> int:
+        """How many wires are idle."""
+        with self._lock:
+            return sum(len(idle) for idle in self._idle.values())
+
+    def close(self) -> None:
+        """Close all idle wires, and those that come back later."""
+        with self._lock:
+            self._closed = True
+            wires = [wire for idle in self._idle.values() for wire in idle]
+            self._idle.clear()
+        for wire in wires:
+            wire.close()
+
+
+class Inflater:
+    """Undoes gzip or deflate in bounded steps, so that a bomb costs no memory."""
+
+    def __init__(self, coding: str) -> None:
+        # 47: gzip or zlib by its header; some servers send raw deflate, too.
+        self._window = 47
+        self._raw_allowed = coding == "deflate"
+        self._engine = zlib.decompressobj(self._window)
+        self.waiting = b""
+
+    CODINGS = ("gzip", "x-gzip", "deflate")
+
+    def feed(self, data: bytes) -> bytes:
+        """Up to MAX_INFLATED_STEP_BYTES; what is left waits in ``waiting``.  Raises ValueError."""
+        data = self.waiting + data
+        try:
+            result = self._engine.decompress(data, MAX_INFLATED_STEP_BYTES)
+        except zlib.error as error:
+            if not self._raw_allowed:
+                raise ValueError("bad compressed data: %s" % error) from None
+            self._raw_allowed = False
+            self._engine = zlib.decompressobj(-15)
+            return self.feed(data)
+        self._raw_allowed = False
+        self.waiting = self._engine.unconsumed_tail
+        return result
+
+
+class UpstreamResponse:
+    """An upstream's answer: ``status``, ``headers``, and the body by ``read``.
+
+    ``decoded`` says that a Content-Encoding has been undone.  ``close`` returns
+    the connection to the pool where the body was read to its end, else closes
+    it, which is what tells the upstream to stop.
+    """
+
+    def __init__(
+        self,
+        call: UpstreamCall,
+        head: StatusHead,
+        rest: bytes,
+        wire: Wire,
+        release: Callable[[Wire, bool], None],
+    ) -> None:
+        self.status = head.status
+        self.headers = head.headers
+        self._body = response_body_decoder(call.verb, head)
+        self._told_length = content_length(head.headers) if call.verb == "HEAD" else None
+        self._keep = not wants_close(head.version, head.headers)
+        self._rest = rest
+        self._idle_seconds = call.timeouts.idle_seconds
+        self._wire: Optional[Wire] = wire
+        self._release = release
+        coding = head.headers.get("content-encoding").lower()
+        self._inflater = Inflater(coding) if coding in Inflater.CODINGS else None
+
+    @property
+    def decoded(self) -> bool:
+        """Whether the body comes out other than the upstream coded it."""
+        return self._inflater is not None
+
+    @property
+    def length(self) -> Optional[int]:
+        """The body's length in bytes where the head tells it; for HEAD what GET would give."""
+        if isinstance(self._body, LengthBody) and not self.decoded:
+            return self._body.remaining
+        return self._told_length
+
+    def read(self) -> bytes:
+        """The next bytes of the body as one read gave them; b"" after a proper end.
+
+        Raises UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
+        """
+        while True:
+            if self._inflater is not None and self._inflater.waiting:
+                return self._inflate(b"")
+            if self._body.done:
+                self.close()
+                return b""
+            payload = self._body_bytes()
+            if self._body.done:
+                self.close()
+            if payload and self._inflater is not None:
+                payload = self._inflate(payload)
+            if payload:
+                return payload
+
+    def _body_bytes(self) -> bytes:
+        assert self._wire is not None, "read after close"
+        try:
+            data, self._rest = self._rest, b""
+            data = data or self._wire.receive(self._idle_seconds)
+            if data:
+                return self._body.feed(data)
+            self._body.feed_eof()
+            self._keep = False
+            return b""
+        except ClientGone:
+            raise
+        except (OSError, EOFError, ValueError) as error:
+            raise self._broken(error) from error
+
+    def _inflate(self, data: bytes) -> bytes:
+        assert self._inflater is not None
+        try:
+            return self._inflater.feed(data)
+        except ValueError as error:
+            raise UpstreamBroke("upstream broke off: %s" % error) from error
+
+    def _broken(self, error: Exception) -> UpstreamError:
+        if self._wire is not None and self._wire.cancelled:
+            return ShuttingDown("the gateway is shutting down")
+        if isinstance(error, socket.timeout):
+            return UpstreamStalled("upstream sent nothing for %g s" % self._idle_seconds)
+        return UpstreamBroke("upstream broke off: %s" % reason_of(error))
+
+    def close(self) -> None:
+        """Give the connection back or close it; later calls do nothing."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            whole = self._body.done and not self._body.excess and not self._rest
+            self._release(wire, whole and self._keep)
+
+
+class StaleConnection(Exception):
+    """A pooled connection that the upstream had closed: nothing of an answer came."""
+
+
+class PoolingHandler(urllib.request.BaseHandler):
+    """urllib.request's handler for http and https: pooled, bounded, cancellable.
+
+    The only place that knows sockets, TLS and their exceptions on the upstream's
+    side; what leaves it is UpstreamError or ClientGone.
+    """
+
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        choose_proxy: Callable[[BaseUrl], Optional[ProxyAddress]],
+        ca_files: Sequence[str],
+    ) -> None:
+        self.pool = ConnectionPool(monotonic)
+        self._monotonic = monotonic
+        self._choose_proxy = choose_proxy
+        self._ca_files = tuple(ca_files)
+        self._lock = threading.Lock()
+        self._active: set[Wire] = set()
+        self._contexts: dict[Optional[str], ssl.SSLContext] = {}
+        self._destinations: dict[tuple[Any, ...], Destination] = {}
+        self._cancelled = False
+
+    def http_open(self, call: UpstreamCall) -> UpstreamResponse:
+        """Called by the opener for http and https URLs."""
+        destination = self._destination(call.provider)
+        wire = self.pool.take(destination)
+        if wire is not None:
+            try:
+                return self._exchange(call, destination, wire)
+            except StaleConnection:
+                pass  # one fresh connection, not counted as an attempt
+        return self._exchange(call, destination, self._connect(call, destination))
+
+    https_open = http_open
+
+    def cancel_all(self) -> None:
+        """End every call under way; each raises ShuttingDown in its own thread."""
+        with self._lock:
+            self._cancelled = True
+            wires = list(self._active)
+        for wire in wires:
+            wire.cancel()
+
+    def active_count(self) -> int:
+        """How many connections serve a call now."""
+        with self._lock:
+            return len(self._active)
+
+    def _destination(self, provider: Provider) -> Destination:
+        key = (provider.base_url, provider.proxy, provider.ca_file)
+        found = self._destinations.get(key)
+        if found is None:
+            base = provider.base_url
+            proxy = provider.proxy or self._choose_proxy(base)
+            found = Destination(base.scheme, base.host, base.port, proxy, provider.ca_file)
+            self._destinations[key] = found
+        return found
+
+    # -- one exchange on a connection
+
+    def _exchange(self, call: UpstreamCall, destination: Destination,
+                  wire: Wire) -> UpstreamResponse:
+        """Send, and read the response head.  Raises StaleConnection on a reused wire."""
+        wire.attach(call.watch)
+        with self._lock:
+            self._active.add(wire)
+            wire.cancelled = self._cancelled
+        try:
+            head, rest = self._send_and_read_head(call, destination, wire)
+            return UpstreamResponse(call, head, rest, wire,
+                                    lambda used, keep: self._done(destination, used, keep))
+        except BaseException:
+            self._done(destination, wire, False)
+            raise
+
+    def _done(self, destination: Destination, wire: Wire, keep: bool) -> None:
+        with self._lock:
+            self._active.discard(wire)
+        if keep and not wire.cancelled:
+            self.pool.give(destination, wire)
+        else:
+            wire.close()
+
+    def _send_and_read_head(self, call: UpstreamCall, destination: Destination,
+                            wire: Wire) -> tuple[StatusHead, bytes]:
+        broken: Optional[OSError] = None
+        try:
+            sent_all = wire.send(self._head_bytes(call, destination) + call.body,
+                                 call.timeouts.idle_seconds)
+        except OSError as error:
+            # An upstream that answers early and closes (413, 401) makes sending
+            # fail before its answer is read: look for the answer first.
+            sent_all, broken = False, error
+        try:
+            head, rest = read_response_head(wire, call.timeouts.first_byte_seconds,
+                                            self._monotonic)
+        except UpstreamError as error:
+            if wire.cancelled:
+                raise ShuttingDown("the gateway is shutting down") from error
+            # Nothing came back: only then may a reused connection be replaced.
+            if wire.reused and isinstance(error, UpstreamClosed):
+                raise StaleConnection() from error
+            if broken is not None and isinstance(error, UpstreamClosed):
+                raise UpstreamClosed("upstream closed while the request was being sent: %s"
+                                     % reason_of(broken)) from error
+            raise
+        if not sent_all:
+            # The rest of our body is owed: as HTTP/1.0 the connection is not reused.
+            head = head._replace(version=0)
+        return head, rest
+
+    @staticmethod
+    def _head_bytes(call: UpstreamCall, destination: Destination) -> bytes:
+        target, pairs = call.target, list(call.header_pairs)
+        if destination.proxy is not None and destination.scheme == "http":
+            target = call.provider.base_url.origin + target
+            if destination.proxy.authorization is not None:
+                pairs.append(("Proxy-Authorization", destination.proxy.authorization.reveal()))
+        return encode_head("%s %s HTTP/1.1" % (call.verb, target), pairs)
+
+    # -- connecting
+
+    def _connect(self, call: UpstreamCall, destination: Destination) -> Wire:
+        """A new connection, through the proxy and TLS where there are such."""
+        deadline = self._monotonic() + call.timeouts.connect_seconds
+        near = destination.proxy or destination
+        try:
+            wire = self._tcp(near.host, near.port, call.watch, deadline)
+        except OSError as error:
+            raise UpstreamUnreached("upstream connection failed: %s"
+                                    % connect_reason(error, near.host)) from error
+        try:
+            if destination.scheme == "https":
+                if destination.proxy is not None:
+                    self._tunnel(wire, destination, deadline)
+                self._tls(wire, destination, deadline)
+            return wire
+        except OSError as error:
+            wire.close()
+            raise UpstreamUnreached("upstream connection failed: %s"
+                                    % connect_reason(error, destination.host)) from error
+        except BaseException:
+            wire.close()
+            raise
+
+    def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
+        """The first address that answers; each gets its share of what time is left."""
+        addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        failure: OSError = OSError("no address")
+        for index, (family, kind, protocol, _, address) in enumerate(addresses):
+            share = (deadline - self._monotonic()) / (len(addresses) - index)
+            wire = Wire(socket.socket(family, kind, protocol), self._monotonic)
+            wire.attach(watch)
+            try:
+                start_connecting(wire, address, max(0.0, share))
+                return wire
+            except OSError as error:
+                wire.close()
+                failure = error
+            except BaseException:
+                wire.close()
+                raise
+        raise failure
+
+    def _tunnel(self, wire: Wire, destination: Destination, deadline: float) -> None:
+        """CONNECT through an HTTP proxy (RFC 9110 section 9.3.6)."""
+        assert destination.proxy is not None
+        authority = "%s:%d" % ("[%s]" % destination.host if ":" in destination.host
+                               else destination.host, destination.port)
+        pairs = [("Host", authority)]
+        if destination.proxy.authorization is not None:
+            pairs.append(("Proxy-Authorization", destination.proxy.authorization.reveal()))
+        wire.send(encode_head("CONNECT %s HTTP/1.1" % authority, pairs),
+                  deadline - self._monotonic())
+        try:
+            head, rest = read_response_head(wire, deadline - self._monotonic(), self._monotonic)
+        except UpstreamError as error:
+            raise UpstreamUnreached("proxy %s: %s" % (destination.proxy, error)) from error
+        if head.status // 100 != 2 or rest:
+            raise UpstreamUnreached("proxy %s refused the connection with status %d"
+                                    % (destination.proxy, head.status))
+
+    def _tls(self, wire: Wire, destination: Destination, deadline: float) -> None:
+        wire.sock = self._context(destination.ca_file).wrap_socket(
+            wire.sock, server_hostname=destination.host, do_handshake_on_connect=False)
+        wire.attach(wire._watch)
+        while True:
+            try:
+                wire.sock.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                events = POLL_READ
+            except ssl.SSLWantWriteError:
+                events = POLL_WRITE
+            if not wire.wait(events, deadline - self._monotonic()):
+                raise socket.timeout("TLS handshake timed out")
+
+    def _context(self, ca_file: Optional[str]) -> ssl.SSLContext:
+        """One context per ca_file, made when first needed: loading costs 30 ms."""
+        with self._lock:
+            context = self._contexts.get(ca_file)
+        if context is None:
+            context = tls_context(self._ca_files + ((ca_file,) if ca_file else ()))
+            with self._lock:
+                context = self._contexts.setdefault(ca_file, context)
+        return context
+
+
+def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
+    """A verifying context that trusts the system's certificates and ``ca_files``.  Raises OSError.
+
+    OpenSSL takes SSL_CERT_FILE instead of its own store; people who set it for a
+    corporate CA want both, so the compiled-in store is loaded beside it.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_files:
+        store = ssl.get_default_verify_paths()
+        for path in [store.openssl_cafile, *ca_files]:
+            if path in ca_files or os.path.exists(path):
+                context.load_verify_locations(cafile=path)
+    return context
+
+
+def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
+    """Connect within ``seconds``.  Raises OSError, ClientGone."""
+    code = wire.sock.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
+        raise OSError(code, os.strerror(code))
+    if code and not wire.wait(POLL_WRITE, seconds):
+        raise socket.timeout("connect timed out")
+    code = wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+    wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def connect_reason(error: OSError, host: str) -> str:
+    """Why a connection could not be made, for an error message."""
+    if isinstance(error, socket.gaierror):
+        return "cannot resolve %s" % host
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "the certificate of %s is not trusted (%s)" % (host, error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return "TLS with %s failed (%s)" % (host, error.reason or "handshake")
+    if isinstance(error, socket.timeout):
+        return "%s did not answer in time" % host
+    return reason_of(error).lower()
+
+
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+def read_response_head(
+    wire: Wire,
+    seconds: float,
+    monotonic: Callable[[], float],
+) -> tuple[StatusHead, bytes]:
+    """The final response head and the bytes behind it; interim (1xx) ones are passed over.
+
+    ``seconds`` bound all of it together.  Raises UpstreamError, ClientGone.
+    """
+    deadline = monotonic() + seconds
+    data = b""
+    for _ in range(MAX_INTERIM_RESPONSES):
+        match = HEAD_END.search(data)
+        while match is None:
+            if len(data) > MAX_RESPONSE_HEAD_BYTES:
+                raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
+                                        % MAX_RESPONSE_HEAD_BYTES)
+            try:
+                more = wire.receive(max(0.0, deadline - monotonic()))
+            except socket.timeout:
+                raise UpstreamSilent("upstream sent no response head in %g s" % seconds) from None
+            except OSError as error:
+                raise closed_early(data, reason_of(error)) from error
+            if not more:
+                raise closed_early(data, "connection closed")
+            # Only the seam can hold a new end: a head in one-byte reads stays linear.
+            seam = max(0, len(data) - 3)
+            data += more
+            match = HEAD_END.search(data, seam)
+        head = parse_response_head(data[:match.end()])
+        data = data[match.end():]
+        if head.status == 101:
+            raise UpstreamMalformed("upstream switched protocols unasked")
+        if head.status >= 200:
+            return head, data
+    raise UpstreamMalformed("upstream sent more than %d interim responses" % MAX_INTERIM_RESPONSES)
+
+
+def closed_early(data: bytes, reason: str) -> UpstreamError:
+    """The error for a connection that ended before its response head did."""
+    if data:
+        return UpstreamMalformed("upstream broke off within its response head: %s" % reason)
+    return UpstreamClosed("upstream closed the connection without an answer: %s" % reason)
+
+
+class Transport:
+    """Sends calls through an OpenerDirector that holds our handler alone.
+
+    The default opener would follow redirects with the credentials in hand, read
+    proxies for loopback addresses and never reuse a connection.
+    """
+
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        choose_proxy: Callable[[BaseUrl], Optional[ProxyAddress]] = lambda base_url: None,
+        ca_files: Sequence[str] = (),
+    ) -> None:
+        self._handler = PoolingHandler(monotonic, choose_proxy, ca_files)
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(self._handler)
+
+    def send(self, call: UpstreamCall) -> UpstreamResponse:
+        """The answer, read up to its head.  Raises UpstreamError, ClientGone.  To be closed."""
+        return self._opener.open(call)
+
+    def connections(self) -> dict[str, int]:
+        """How many upstream connections are ``active`` and ``idle``."""
+        return {"active": self._handler.active_count(), "idle": self._handler.pool.count()}
+
+    def cancel_all(self) -> None:
+        """End every call under way with ShuttingDown."""
+        self._handler.cancel_all()
+
+    def close(self) -> None:
+        """Close what is idle; what is under way closes itself."""
+        self._handler.pool.close()
+
+
+# ---- 15. Engine --------------------------------------------------------------
+
+
+class Route(NamedTuple):
+    """What answers a path with a method; ``open`` needs no key unless the mode is strict."""
+
+    name: str
+    handler: str
+    open: bool = False
+
+
+# Contract section 4.  "GET" answers HEAD as well.
+ROUTES: Mapping[str, Mapping[str, Route]] = {
+    "/": {"GET": Route("probe", "answer_probe", open=True)},
+    "/api/hello": {"GET": Route("probe", "answer_probe", open=True)},
+    "/healthz": {"GET": Route("healthz", "answer_healthz", open=True)},
+    "/health": {"GET": Route("health", "answer_health", open=True)},
+    "/v1/messages": {"POST": Route("messages", "forward_message")},
+    "/v1/messages/count_tokens": {"POST": Route("count_tokens", "forward_message")},
+    "/v1/models": {"GET": Route("models", "answer_models", open=True)},
+    "/v1/models/claude": {"GET": Route("models", "answer_models", open=True)},
+    "/v1/providers": {"GET": Route("providers", "answer_providers", open=True)},
+    # The OpenAI door is section 8's; until it stands it must not fall through
+    # to the passage below, which would speak another protocol.
+    "/v1/chat/completions": {"POST": Route("chat_completions", "answer_not_served")},
+}
+MODEL_ROUTE = {"GET": Route("model", "answer_model", open=True)}
+TELEMETRY_ROUTE = Route("telemetry", "answer_telemetry")
+PASSAGE_ROUTE = Route("passage", "forward_as_it_is")
+TELEMETRY_PREFIXES = ("/api/event_logging/", "/v1/api/event_logging/")
+PATH_PREFIX = "/claude_api"
+# What may be passed on to an upstream: no empty or dot segments, nothing that
+# two parsers could read in two ways.
+PASSAGE_PATH = re.compile(r"/v1(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@-]"
+                          r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+/?")
+
+
+class AnyMethod(Dict[str, Route]):
+    """A route for every method."""
+
+    def __init__(self, route: Route) -> None:
+        super().__init__()
+        self._route = route
+
+    def get(self, method: str, default: Any = None) -> Any:
+        """The route, whatever the method."""
+        return self._route
+
+
+def plain_path(path: str) -> tuple[str, bool]:
+    """A path without the optional prefix and the doubled version; whether it was doubled.
+
+    >>> plain_path("/claude_api/v1/v1/messages")
+    ('/v1/messages', True)
+    """
+    if path == PATH_PREFIX or path.startswith(PATH_PREFIX + "/"):
+        path = path[len(PATH_PREFIX):] or "/"
+    if path.startswith("/v1/v1/"):
+        return path[3:], True
+    return path, False
+
+
+def find_routes(path: str) -> Optional[Mapping[str, Route]]:
+    """The routes of a plain path by method, or None where there is nothing."""
+    found = ROUTES.get(path) or ROUTES.get(path.rstrip("/"))
+    if found is not None:
+        return found
+    if path.startswith("/v1/models/"):
+        return MODEL_ROUTE
+    if path.startswith(TELEMETRY_PREFIXES):
+        return AnyMethod(TELEMETRY_ROUTE)
+    if PASSAGE_PATH.fullmatch(path):
+        return AnyMethod(PASSAGE_ROUTE)
+    return None
+
+
+class Exchange:
+    """One request on its way through the engine, with its record."""
+
+    def __init__(self, request: HttpRequest, request_id: str, record: RequestRecord,
+                 began: float) -> None:
+        self.request = request
+        self.id = request_id
+        self.record = record
+        self.began = began
+        self.path, self.doubled = plain_path(request.path)
+        self.calls_count = 0
+        # The client's credentials that are not gateway keys, as header pairs.
+        self.own_credentials: list[tuple[str, str]] = []
+
+
+class Plan(NamedTuple):
+    """What may be sent where: the providers in order, and each one's target and bytes.
+
+    Fixed before the first call: ``bodies`` maps a provider's name to its body and
+    the model id in it.
+    """
+
+    providers: Sequence[Provider]
+    model: str
+    path: str
+    bodies: Mapping[str, tuple[Optional[bytes], str]]
+    collect: bool
+
+
+class Failure(NamedTuple):
+    """A call that did not serve: the upstream's answer or our error, and what follows."""
+
+    lease: Lease
+    decision: Decision
+    error: Optional[UpstreamError] = None
+    response: Optional[HttpResponse] = None
+
+    @property
+    def rank(self) -> int:
+        """Which failure tells the client most (contract section 9): higher is better."""
+        if self.response is None or self.decision.blame:
+            return 0
+        return {429: 3, 404: 2}.get(self.response.status, 1)
+
+
+class Engine:
+    """Routes, the walk of one request, the attempt loop and the relay; no sockets.
+
+    ``handle`` gives an HttpResponse for any HttpRequest, and raises ClientGone
+    alone.  Everything it needs is given: transport, pool, clocks, ids, log.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        log: Log,
+        monotonic: Callable[[], float],
+        wall_clock: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self.config = config
+        self.accounts = AccountPool()
+        self.records = RecordRing()
+        self.draining = False
+        self._transport = transport
+        self._log = log
+        self._monotonic = monotonic
+        self._wall_clock = wall_clock
+        self._new_id = new_id
+        self._keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
+        self._key_settings = {key.name: key for key in config.auth.api_keys}
+        self._rates = RequestRates(monotonic)
+        self._models = [model_listing(model, provider.owned_by, provider.name)
+                        for provider in config.providers if provider.enabled
+                        for model in provider.models]
+
+    # -- the walk of one request
+
+    def handle(self, request: HttpRequest) -> HttpResponse:
+        """The answer to a request; to be closed by whoever wrote it.  Raises ClientGone."""
+        exchange = self._begin(request)
+        try:
+            return self._finished(exchange, self._walk(exchange))
+        except ClientGone:
+            self._observe(exchange, "client_left")
+            raise
+        except GatewayError as error:
+            return self._refused(exchange, error)
+        except Exception as error:
+            # The last resort: a fault of ours is told as such, and the way to it
+            # is logged without the values on it.
+            self._log.message("error", "%s: internal error: %s" % (exchange.id, frames_of(error)))
+            return self._refused(exchange, GatewayError("internal error of the gateway"))
+
+    def refuse(self, error: GatewayError, request: Optional[HttpRequest] = None) -> HttpResponse:
+        """The answer to what never became a request, such as a malformed head."""
+        nothing = request or HttpRequest("-", "-", Headers())
+        return self._refused(self._begin(nothing), error)
+
+    def _begin(self, request: HttpRequest) -> Exchange:
+        offered = request.headers.get("x-request-id")
+        request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
+        record = RequestRecord(request_id, request.method, self._wall_clock())
+        return Exchange(request, request_id, record, self._monotonic())
+
+    def _walk(self, exchange: Exchange) -> HttpResponse:
+        """Contract section 6: route, guard, credentials, then the route's handler."""
+        request = exchange.request
+        if exchange.doubled:
+            self._log.once("warning", "a client's base URL ends in /v1; set it to the gateway's "
+                                      "address without a path (requests are answered all the same)")
+        routes = find_routes(exchange.path)
+        refusal = browser_refusal(request.headers, self.config.auth_mode == "off",
+                                  self.config.cors_origins, self.config.allowed_hosts)
+        if refusal:
+            raise RequestError(403, refusal)
+        if request.method == "OPTIONS":
+            return self._answer_options(exchange, routes)
+        method = "GET" if request.method == "HEAD" else request.method
+        route = routes.get(method) if routes is not None else None
+        self._authenticate(exchange, route)
+        if routes is None:
+            raise RequestError(404, "no such path: %s" % exchange.path)
+        if route is None:
+            raise RequestError(405, "%s is not allowed here" % request.method,
+                               [("Allow", allowed_methods(routes))])
+        exchange.record.route = route.name
+        if self.draining and route.name not in ("health", "healthz"):
+            raise Unavailable("the gateway is shutting down", close=True)
+        return getattr(self, route.handler)(exchange)
+
+    def _authenticate(self, exchange: Exchange, route: Optional[Route]) -> None:
+        """Contract section 5: any header that holds a key lets the request pass."""
+        presented = presented_credentials(exchange.request.headers)
+        for name, value, credential in presented:
+            key = self._keys.find(credential)
+            if key is None:
+                exchange.own_credentials.append((name, value))
+            else:
+                exchange.record.key = exchange.record.key or key
+        mode = self.config.auth_mode
+        is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
+        if not is_open and not exchange.record.key:
+            raise RequestError(
+                401, "invalid x-api-key" if presented else "missing x-api-key header",
+                [("WWW-Authenticate", 'Bearer realm="claude_gateway"')])
+
+    def _answer_options(self, exchange: Exchange,
+                        routes: Optional[Mapping[str, Route]]) -> HttpResponse:
+        """A preflight of a listed origin, which carries no key, or a plain question."""
+        exchange.record.route = "options"
+        if routes is None:
+            raise RequestError(404, "no such path: %s" % exchange.path)
+        headers = [("Allow", allowed_methods(routes))]
+        if exchange.request.headers.get("origin"):
+            headers.extend(cors_headers(exchange.request.headers.get("origin"), preflight=True))
+        return HttpResponse(204, headers)
+
+    def _body(self, exchange: Exchange) -> bytes:
+        body = exchange.request.read_body()
+        exchange.record.bytes_in = len(body)
+        return body
+
+    # -- the books of one request
+
+    def _finished(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
+        """The response with the headers that all of ours have, and its record at its end."""
+        names = {name.lower() for name, _ in response.headers}
+        response.headers.append(("X-Request-ID", exchange.id))
+        if "request-id" not in names:
+            response.headers.append(("request-id", exchange.id))
+        origin = exchange.request.headers.get("origin")
+        if origin and origin in self.config.cors_origins and exchange.request.method != "OPTIONS":
+            response.headers.extend(cors_headers(origin, preflight=False))
+        exchange.record.status = response.status
+        if isinstance(response.body, bytes):
+            exchange.record.bytes_out = len(response.body)
+        return response.then(lambda ended: self._observe(exchange, ended))
+
+    def _refused(self, exchange: Exchange, error: GatewayError) -> HttpResponse:
+        exchange.record.error = error.message
+        if not exchange.record.attempts:
+            exchange.record.ended = "refused"
+        headers = list(error.headers)
+        if error.status in NEVER_RETRIED and "x-should-retry" not in dict(headers):
+            headers.append(("x-should-retry", "false"))
+        body = anthropic_error(error.type, error.message, exchange.id)
+        return self._finished(exchange, json_response(error.status, body, headers, error.close))
+
+    def _observe(self, exchange: Exchange, ended: str) -> None:
+        record = exchange.record
+        record.ended = ended or record.ended
+        record.seconds = self._monotonic() - exchange.began
+        self.records.observe(record)
+        self._log.record(record)
+
+    # -- answered here
+
+    def answer_probe(self, exchange: Exchange) -> HttpResponse:
+        """Start-up probes of clients want nothing but a 200."""
+        return json_response(200, {"status": "ok", "service": "claude_gateway"})
+
+    def answer_healthz(self, exchange: Exchange) -> HttpResponse:
+        """The process serves."""
+        return json_response(200, {"status": "ok"})
+
+    def answer_health(self, exchange: Exchange) -> HttpResponse:
+        """Whether a balancer should send requests here."""
+        if self.draining:
+            return json_response(503, {"status": "unhealthy", "reason": "shutting down"})
+        if not any(can_serve(provider) for provider in self.config.providers):
+            return json_response(503, {"status": "unhealthy", "reason": "no account can serve"})
+        return json_response(200, {"status": "ok"})
+
+    def answer_models(self, exchange: Exchange) -> HttpResponse:
+        """The models of all providers; the first provider of an id is its own."""
+        unique = {model["id"]: model for model in reversed(self._models)}
+        models = [unique[key] for key in dict.fromkeys(model["id"] for model in self._models)]
+        return json_response(200, page_of_models(models, exchange.request.query))
+
+    def answer_model(self, exchange: Exchange) -> HttpResponse:
+        """One model; OpenAI's SDK percent-encodes a slash in an id."""
+        wanted = urllib.parse.unquote(exchange.path[len("/v1/models/"):])
+        for model in self._models:
+            if model["id"] == wanted:
+                return json_response(200, model)
+        raise RequestError(404, "no such model: %s" % wanted)
+
+    def answer_providers(self, exchange: Exchange) -> HttpResponse:
+        """The providers; ``active`` is whether one could serve now."""
+        data = [{"name": provider.name, "type": provider.owned_by,
+                 "base_url": str(provider.base_url), "models": list(provider.models),
+                 "active": can_serve(provider)}
+                for provider in self.config.providers]
+        return json_response(200, {"object": "list", "data": data})
+
+    def answer_telemetry(self, exchange: Exchange) -> HttpResponse:
+        """Clients report their use to the base URL; it stays here unless told otherwise."""
+        if self.config.telemetry == "forward":
+            return self.forward_as_it_is(exchange)
+        return json_response(200, {})
+
+    def answer_not_served(self, exchange: Exchange) -> HttpResponse:
+        """A route of the contract that this version has not got yet."""
+        raise RequestError(404, "%s is not served by version %s" % (exchange.path, __version__))
+
+    # -- forwarded
+
+    def forward_message(self, exchange: Exchange) -> HttpResponse:
+        """POST /v1/messages and its count_tokens."""
+        self._check_rate(exchange)
+        document = parse_message_request(self._body(exchange))
+        model = exchange.record.model = document.get("model")
+        providers = candidate_providers(self.config, model)
+        bodies = {}
+        for provider in providers:
+            upstream_model = provider.upstream_model(model)
+            bodies[provider.name] = (document.with_value("model", upstream_model).data,
+                                     upstream_model)
+        return self._attempts(exchange, Plan(providers, model, exchange.path, bodies, True))
+
+    def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
+        """Any other /v1 path: to the first anthropic provider, whatever the body is."""
+        self._check_rate(exchange)
+        provider = next((provider for provider in self.config.providers
+                         if provider.enabled and provider.type == "anthropic"), None)
+        if provider is None:
+            raise NoUsableAccount("no provider is enabled that could take this path")
+        body: Optional[bytes] = self._body(exchange)
+        headers = exchange.request.headers
+        if not body and "content-length" not in headers and "transfer-encoding" not in headers:
+            body = None
+        return self._attempts(exchange, Plan(
+            [provider], "", exchange.path, {provider.name: (body, "")}, False))
+
+    def _check_rate(self, exchange: Exchange) -> None:
+        key = self._key_settings.get(exchange.record.key)
+        seconds = self._rates.admit(key) if key is not None else 0.0
+        if seconds > 0:
+            raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
+                               [("retry-after", str(max(1, int(seconds + 0.999))))])
+
+    # -- attempts
+
+    def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
+        """At most ``max_attempts`` calls, each on the best candidate not yet tried."""
+        providers = [provider for provider in plan.providers
+                     if provider.accounts or exchange.own_credentials]
+        if plan.providers and not providers:
+            raise RequestError(
+                401, "provider %s has no account here and the request brought no credential of "
+                     "its own (an x-api-key or Authorization header)" % plan.providers[0].name)
+        tried: list[Lease] = []
+        failures: list[Failure] = []
+        while len(tried) < self.config.retry.max_attempts:
+            lease = self.accounts.acquire(providers, plan.model, tried)
+            if lease is None:
+                break
+            tried.append(lease)
+            result = self._attempt(exchange, plan, lease)
+            if isinstance(result, HttpResponse):
+                return result
+            failures.append(result)
+            if result.decision.action == "give_up":
+                break
+        return self._all_failed(exchange, plan, failures)
+
+    def _attempt(self, exchange: Exchange, plan: Plan,
+                 lease: Lease) -> Union[HttpResponse, Failure]:
+        """One call on one account: an answer to relay, or a failure.
+
+        The lease is released here, or by the relay that took it over.
+        """
+        began = self._monotonic()
+        exchange.calls_count += 1
+        outcome = Outcome("client_left")
+        taken_over = False
+        try:
+            upstream = self._transport.send(self._call(exchange, plan, lease))
+            try:
+                outcome = outcome_of(upstream, lease)
+                decision = decide(outcome)
+                if decision.action != "relay":
+                    return self._kept_failure(lease, upstream, decision)
+                response = self._relay(exchange, plan, lease, upstream)
+                taken_over = not isinstance(response.body, bytes)
+                return response
+            finally:
+                if not taken_over:
+                    upstream.close()
+        except UpstreamError as error:
+            outcome = Outcome(error.kind)
+            return Failure(lease, decide(outcome), error)
+        finally:
+            exchange.record.attempts.append(Attempt(
+                lease.provider.name, lease.account.name if lease.account else "",
+                outcome.kind, outcome.status, round(self._monotonic() - began, 6)))
+            if not taken_over:
+                self.accounts.release(lease, outcome)
+
+    def _call(self, exchange: Exchange, plan: Plan, lease: Lease) -> UpstreamCall:
+        request, provider = exchange.request, lease.provider
+        body, _ = plan.bodies[provider.name]
+        target = provider.base_url.prefix + plan.path
+        if request.query:
+            target += "?" + request.query
+        pairs = upstream_headers(
+            request.headers,
+            provider.base_url.authority,
+            None if body is None else len(body),
+            lease.account.credentials() if lease.account else exchange.own_credentials,
+            provider.betas,
+            provider.headers,
+        )
+        return UpstreamCall(request.method, provider, target, pairs, body or b"",
+                            self.config.timeouts, request.peer)
+
+    def _kept_failure(self, lease: Lease, upstream: UpstreamResponse,
+                      decision: Decision) -> Failure:
+        """An upstream's refusal, read and kept in case nobody else serves."""
+        try:
+            body = read_at_most(upstream, MAX_ERROR_BODY_BYTES)
+        except UpstreamError as error:
+            return Failure(lease, decision, error)
+        return Failure(lease, decision, None, whole_answer(lease, upstream, body))
+
+    def _all_failed(self, exchange: Exchange, plan: Plan,
+                    failures: Sequence[Failure]) -> HttpResponse:
+        """The best answer seen; else what went wrong in our words."""
+        if not failures:
+            raise NoUsableAccount("no account is configured that could serve %s"
+                                  % (plan.model or exchange.path))
+        best = max(reversed(failures), key=lambda failure: failure.rank)
+        self._take_over(exchange, best.lease, plan)
+        if best.rank and best.response is not None:
+            best.response.headers.extend(told_of(exchange, best.lease))
+            return best.response
+        if best.error is not None and not best.decision.blame:
+            best.error.message = "%s (%s)" % (best.error.message, best.lease.name)
+            best.error.headers = tuple(told_of(exchange, best.lease))
+            raise best.error
+        raise NoUsableAccount(
+            "the upstream refused the credential of account %s" % best.lease.name,
+            [*told_of(exchange, best.lease), ("x-should-retry", "false")])
+
+    # -- the relay
+
+    @staticmethod
+    def _take_over(exchange: Exchange, lease: Lease, plan: Plan) -> None:
+        """Write into the record who answered."""
+        exchange.record.provider = lease.provider.name
+        exchange.record.account = lease.account.name if lease.account else ""
+        exchange.record.mapped_model = plan.bodies[lease.provider.name][1]
+
+    def _relay(self, exchange: Exchange, plan: Plan, lease: Lease,
+               upstream: UpstreamResponse) -> HttpResponse:
+        """The answer to send down: collected where it must be whole, else as it comes."""
+        self._take_over(exchange, lease, plan)
+        exchange.record.first_byte_seconds = self._monotonic() - exchange.began
+        is_stream = is_event_stream(upstream.headers)
+        if not is_stream and (plan.collect or upstream.status >= 400):
+            body = read_at_most(upstream, MAX_COLLECTED_BYTES)
+            if plan.collect and upstream.status == 200:
+                exchange.record.usage.update(checked_answer(upstream.headers, body).get("usage"))
+            response = whole_answer(lease, upstream, body)
+            response.headers.extend(told_of(exchange, lease))
+            return response
+        headers = downstream_headers(upstream.headers, upstream.decoded)
+        if is_stream:
+            headers = [pair for pair in headers
+                       if pair[0].lower() not in ("cache-control", "x-accel-buffering")]
+            headers.append(("Cache-Control", "no-cache, no-transform"))
+            headers.append(("X-Accel-Buffering", "no"))
+        headers.extend(told_of(exchange, lease))
+        body = RelayBody(exchange, upstream, is_stream and exchange.record.route == "messages")
+
+        def close(ended: str) -> None:
+            body.close()
+            self.accounts.release(lease, Outcome("answer", upstream.status))
+
+        return HttpResponse(upstream.status, headers, body, upstream.length, close)
+
+
+class RelayBody:
+    """The body of a relayed answer: an iterable of chunks, as the upstream's reads gave them.
+
+    A message stream that breaks ends in one error event; anything else that
+    breaks raises, so that the server can end the connection without a proper end.
+    """
+
+    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, is_messages: bool) -> None:
+        self._exchange = exchange
+        self._upstream = upstream
+        self._tracker = StreamTracker() if is_messages else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        record, tracker = self._exchange.record, self._tracker
+        try:
+            while True:
+                chunk = self._upstream.read()
+                if not chunk:
+                    break
+                record.bytes_out += len(chunk)
+                yield chunk
+                # Looked at after it went down: the client waits for nothing of it.
+                if tracker is not None:
+                    tracker.feed(chunk)
+            self._check_complete()
+        except UpstreamError as error:
+            if tracker is not None and tracker.complete:
+                return  # all of the message has gone down: nothing is missing
+            record.ended = "upstream_broke"
+            record.error = error.message
+            if tracker is None:
+                raise
+            last = tracker.after_cut() + error_event(error, self._exchange.id)
+            record.bytes_out += len(last)
+            yield last
+
+    def _check_complete(self) -> None:
+        """The end of a stream proves nothing: only ``message_stop`` or an error does."""
+        tracker = self._tracker
+        if tracker is not None and not tracker.complete and not tracker.blind:
+            raise UpstreamBroke("the upstream's stream ended before the message was complete")
+
+    def close(self) -> None:
+        """Close the upstream call and note what the stream told."""
+        self._upstream.close()
+        if self._tracker is not None:
+            record = self._exchange.record
+            record.usage = self._tracker.usage
+            record.stop_reason = self._tracker.stop_reason
+            record.error = record.error or self._tracker.error_type
+
+
+def allowed_methods(routes: Mapping[str, Route]) -> str:
+    """The Allow header's value for a path."""
+    methods = list(routes) or ["DELETE", "GET", "PATCH", "POST", "PUT"]
+    if "GET" in methods:
+        methods.append("HEAD")
+    return ", ".join(sorted([*methods, "OPTIONS"]))
+
+
+def is_event_stream(headers: Headers) -> bool:
+    """Whether an answer is an event stream by its type."""
+    return headers.get("content-type").split(";")[0].strip().lower() == "text/event-stream"
+
+
+def read_at_most(upstream: UpstreamResponse, limit_bytes: int) -> bytes:
+    """A whole body.  Raises UpstreamError, also for one above the limit; ClientGone."""
+    pieces: list[bytes] = []
+    total = 0
+    while True:
+        piece = upstream.read()
+        if not piece:
+            return b"".join(pieces)
+        total += len(piece)
+        if total > limit_bytes:
+            raise UpstreamMalformed("upstream sent more than %d bytes" % limit_bytes)
+        pieces.append(piece)
+
+
+def outcome_of(upstream: UpstreamResponse, lease: Lease) -> Outcome:
+    """What a response head means to the retry policy."""
+    return Outcome("answer", upstream.status,
+                   upstream.headers.get("x-should-retry").lower() == "false",
+                   lease.account is None)
+
+
+def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
+    """Our headers that tell a client who answered."""
+    pairs = [("X-Gateway-Provider", lease.provider.name),
+             ("X-Gateway-Attempts", str(exchange.calls_count))]
+    if lease.account is not None:
+        pairs.append(("X-Account-Email", lease.account.name))
+    if exchange.record.mapped_model:
+        pairs.append(("X-Mapped-Model", exchange.record.mapped_model))
+    return pairs
+
+
+def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
+    """A collected answer; the account's key is cut out should the upstream quote it."""
+    pairs = downstream_headers(upstream.headers, upstream.decoded)
+    if lease.account is not None:
+        secret = lease.account.secret.reveal()
+        body = body.replace(secret.encode("ascii"), b"[redacted]")
+        pairs = [(name, value.replace(secret, "[redacted]")) for name, value in pairs]
+    return HttpResponse(upstream.status, pairs, body)
+
+
+def checked_answer(headers: Headers, body: bytes) -> dict:
+    """The object in a 200's body: anything else is a log-in page, or cut.
+
+    Raises UpstreamMalformed.  What we cannot decode is the client's to judge.
+    """
+    coding = headers.get("content-encoding", "identity").lower()
+    if coding not in ("identity", *Inflater.CODINGS):
+        return {}
+    try:
+        value = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UpstreamMalformed("upstream answered 200 with something that is not a message")
+    return value
+
+
+def frames_of(error: BaseException) -> str:
+    """Where an exception came from: its type and the lines, none of the values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "%s at %s" % (type(error).__name__,
+                         " < ".join("%s:%d" % (frame.name, frame.lineno or 0)
+                                    for frame in reversed(frames)))
+
+
+# ---- 16. Downstream server ---------------------------------------------------
+
+
+class Application(NamedTuple):
+    """What a server serves: both functions give an answer that the server closes."""
+
+    handle: Callable[[HttpRequest], HttpResponse]
+    refuse: Callable[[GatewayError, Optional[HttpRequest]], HttpResponse]
+
+
+class ClientConnection(Watch):
+    """A client's socket with what has been read of it and not been used.  Times in seconds."""
+
+    def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
+        self._sock = sock
+        self._monotonic = monotonic
+        self._buffer = b""
+
+    def fileno(self) -> int:
+        """The descriptor to watch."""
+        return self._sock.fileno()
+
+    def gone(self) -> bool:
+        """Whether the client has closed; asked when the descriptor is readable.
+
+        A half-close counts: HTTP clients do not close one way and read on.
+        """
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            return True
+
+    def await_request(self, seconds: float) -> bool:
+        """Whether a first byte of a request comes in time."""
+        if self._buffer:
+            return True
+        try:
+            self._sock.settimeout(seconds)
+            self._buffer = self._sock.recv(READ_BYTES)
+        except OSError:
+            return False  # silent or gone: the connection ends without a word
+        return bool(self._buffer)
+
+    def read_head(self, seconds: float) -> bytes:
+        """A request head with its blank line.  Raises RequestError, ClientGone.
+
+        ``seconds`` bound all of it: a byte now and then does not extend them.
+        """
+        deadline = self._monotonic() + seconds
+        searched = 0
+        while True:
+            # A blank line in front is tolerated (RFC 9112 section 2.2).
+            while self._buffer.startswith(b"\r\n"):
+                self._buffer = self._buffer[2:]
+            end = self._buffer.find(b"\r\n\r\n", searched)
+            if end >= 0:
+                head, self._buffer = self._buffer[:end + 4], self._buffer[end + 4:]
+                return head
+            self._refuse_long_head()
+            searched = max(0, len(self._buffer) - 3)
+            self._buffer += self._receive(deadline - self._monotonic(), "head")
+
+    def _refuse_long_head(self) -> None:
+        if len(self._buffer) > MAX_REQUEST_LINE_BYTES and b"\r\n" not in self._buffer:
+            raise RequestError(414, "request line longer than %d bytes" % MAX_REQUEST_LINE_BYTES,
+                               close=True)
+        if len(self._buffer) > MAX_HEAD_BYTES:
+            raise RequestError(431, "headers longer than %d bytes" % MAX_HEAD_BYTES, close=True)
+        if b"\n" in self._buffer.replace(b"\r\n", b""):
+            raise RequestError(400, "a line ends in a bare LF", close=True)
+
+    def _receive(self, seconds: float, what: str) -> bytes:
+        if seconds <= 0:
+            raise RequestError(408, "the request's %s took too long" % what, close=True)
+        try:
+            self._sock.settimeout(seconds)
+            data = self._sock.recv(READ_BYTES)
+        except socket.timeout:
+            raise RequestError(408, "the request's %s took too long" % what, close=True) from None
+        except OSError as error:
+            raise ClientGone() from error
+        if not data:
+            raise ClientGone()
+        return data
+
+    def read_body(self, decoder: BodyDecoder, limit_bytes: int, seconds: float) -> bytes:
+        """A whole body; ``seconds`` bound each silence.  Raises RequestError, ClientGone."""
+        pieces: list[bytes] = []
+        total = 0
+        while not decoder.done:
+            piece = self._body_piece(decoder, seconds)
+            total += len(piece)
+            if total > limit_bytes:
+                raise too_large(limit_bytes)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _body_piece(self, decoder: BodyDecoder, seconds: float) -> bytes:
+        data, self._buffer = self._buffer or self._receive(seconds, "body"), b""
+        try:
+            piece = decoder.feed(data)
+        except ValueError as error:
+            raise RequestError(400, "malformed chunked body: %s" % error, close=True) from None
+        self._buffer, decoder.excess = decoder.excess, b""
+        return piece
+
+    def drain(self, decoder: BodyDecoder, limit_bytes: int, seconds: float) -> bool:
+        """Throw the rest of a body away; whether all of it came in these bounds."""
+        deadline = self._monotonic() + seconds
+        total = 0
+        try:
+            while not decoder.done and total <= limit_bytes:
+                total += len(self._body_piece(decoder, deadline - self._monotonic()))
+        except (RequestError, ClientGone):
+            return False  # safe: the connection is closed by whoever asked
+        return decoder.done
+
+    def send(self, data: bytes, seconds: float) -> None:
+        """Send all of it in one go.  Raises ClientGone, also for a client that reads nothing."""
+        try:
+            self._sock.settimeout(seconds)
+            self._sock.sendall(data)
+        except OSError as error:
+            raise ClientGone() from error
+
+    def finish_sending(self) -> None:
+        """Tell the client that nothing more comes; it may still be sending."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # already gone: nobody is left to be told
+
+    def reset_on_close(self) -> None:
+        """Make the coming close a reset: the only bad end that a body without framing has."""
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # already gone: its end is bad enough
+
+
+def too_large(limit_bytes: int) -> RequestError:
+    """The refusal of a body above the limit."""
+    return RequestError(413, "request body larger than %d bytes" % limit_bytes)
+
+
+def http_date(seconds: float) -> str:
+    """The Date header's form (RFC 9110 section 5.6.7), in English whatever the locale.
+
+    >>> http_date(784111777)
+    'Sun, 06 Nov 1994 08:49:37 GMT'
+    """
+    now = time.gmtime(seconds)
+    return "%s, %02d %s %04d %02d:%02d:%02d GMT" % (
+        ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[now.tm_wday], now.tm_mday,
+        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov",
+         "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
+
+
+def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
+    """An answer's head with its framing: the one place where downstream heads are made."""
+    pairs = [pair for pair in response.headers]
+    if not any(name.lower() == "date" for name, _ in pairs):
+        pairs.append(("Date", date))
+    if response.status not in (204, 304):
+        if response.length is not None:
+            pairs.append(("Content-Length", str(response.length)))
+        elif head.version == 1:
+            pairs.append(("Transfer-Encoding", "chunked"))
+    if not keep:
+        pairs.append(("Connection", "close"))
+    elif head.version == 0:
+        pairs.append(("Connection", "keep-alive"))
+    reason = REASONS.get(response.status, "Status")
+    return encode_head("HTTP/1.1 %d %s" % (response.status, reason), pairs)
+
+
+class DownstreamHandler(http.server.BaseHTTPRequestHandler):
+    """One client connection: its requests one after the other.
+
+    http.server's own parser is not used: it ignores Transfer-Encoding, takes
+    conflicting lengths and answers in HTML (robustness.md, section 1).
+    """
+
+    server: "DownstreamServer"
+
+    def setup(self) -> None:
+        """Called by socketserver; no file objects are made of the socket."""
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._timeouts = self.server.timeouts
+        self._client = ClientConnection(self.request, self.server.monotonic)
+        self._head = Head("-", "-", 1, Headers())
+        self._decoder: BodyDecoder = NoBody()
+        self._continue_owed = False
+
+    def handle(self) -> None:
+        """Serve requests until one side wants the connection closed."""
+        try:
+            while self._client.await_request(self._timeouts.keepalive_seconds):
+                with self.server.busy():
+                    if not self._serve_one():
+                        return
+        except ClientGone:
+            pass  # it left; whoever served it has closed its books
+
+    def finish(self) -> None:
+        """Called by socketserver, which then closes the socket."""
+
+    def _serve_one(self) -> bool:
+        """One request and its answer; whether the connection may serve another."""
+        request: Optional[HttpRequest] = None
+        self._head, self._decoder, self._continue_owed = Head("-", "-", 1, Headers()), NoBody(), False
+        try:
+            self._head = parse_request_head(self._client.read_head(self._timeouts.client_seconds))
+            request = HttpRequest(self._head.method, self._head.target, self._head.headers,
+                                  self._read_body, self._client)
+            self._decoder = request_body_decoder(self._head)
+            self._check_expectation()
+            response = self.server.application.handle(request)
+        except GatewayError as error:
+            response = self.server.application.refuse(error, request)
+        return self._answer(response)
+
+    def _check_expectation(self) -> None:
+        expectations = [value.lower() for value in self._head.headers.tokens("expect")]
+        if expectations and expectations != ["100-continue"]:
+            raise RequestError(417, "the only expectation supported is 100-continue", close=True)
+        self._continue_owed = bool(expectations) and self._head.version == 1
+
+    def _read_body(self) -> bytes:
+        """The request's body, for the engine, once its checks without a body are done."""
+        limit_bytes = self.server.limit_bytes
+        if isinstance(self._decoder, LengthBody) and self._decoder.remaining > limit_bytes:
+            raise too_large(limit_bytes)
+        if self._continue_owed and not self._decoder.done:
+            self._continue_owed = False
+            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._timeouts.client_seconds)
+        return self._client.read_body(self._decoder, limit_bytes, self._timeouts.client_seconds)
+
+    def _answer(self, response: HttpResponse) -> bool:
+        """Write an answer and end its books; whether the connection stays.
+
+        A body that nobody has read is thrown away first where it is small; else
+        the connection closes after the answer, slowly, so that it arrives.
+        """
+        unread = not self._decoder.done
+        keep = not (response.close_connection or wants_close(self._head.version,
+                                                             self._head.headers))
+        if unread and keep:
+            keep = not self._continue_owed and self._small_rest() and self._client.drain(
+                self._decoder, MAX_KEPT_DRAIN_BYTES, self._timeouts.client_seconds)
+        ended = "client_left"
+        try:
+            keep = self._write(response, keep) and keep
+            ended = ""
+        except UpstreamError:
+            # Told by RelayBody in the record; here the connection ends without
+            # the end of its body.
+            keep, ended = False, "upstream_broke"
+            if self._head.version == 0:
+                self._client.reset_on_close()
+        finally:
+            response.close(ended)
+        if not keep and not ended and (unread or response.close_connection):
+            self._linger()
+        return keep
+
+    def _small_rest(self) -> bool:
+        return not isinstance(self._decoder, LengthBody) or (
+            self._decoder.remaining <= MAX_KEPT_DRAIN_BYTES)
+
+    def _write(self, response: HttpResponse, keep: bool) -> bool:
+        """Head and body; whether the body's end can be seen without closing."""
+        seconds = self._timeouts.client_seconds
+        is_framed = response.length is not None or self._head.version == 1
+        head = framed_head(response, self._head, keep and is_framed,
+                           http_date(self.server.wall_clock()))
+        if self._head.method == "HEAD" or response.status in (204, 304):
+            self._client.send(head, seconds)
+        elif isinstance(response.body, bytes):
+            self._client.send(head + response.body, seconds)
+        else:
+            chunked = response.length is None and self._head.version == 1
+            self._client.send(head, seconds)
+            for chunk in response.body:
+                self._client.send(encode_chunk(chunk) if chunked else chunk, seconds)
+            if chunked:
+                self._client.send(LAST_CHUNK, seconds)
+        return is_framed
+
+    def _linger(self) -> None:
+        """Read on for a while before closing: a reset would take the answer with it."""
+        self._client.finish_sending()
+        decoder: BodyDecoder = UntilCloseBody()
+        self._client.drain(decoder, MAX_DRAIN_BYTES, DRAIN_SECONDS)
+
+
+class DownstreamServer(http.server.ThreadingHTTPServer):
+    """The listening side: a thread a connection, a bound on connections, a drain.
+
+    ``serve_forever`` sleeps until a connection or ``shutdown`` comes; it polls
+    nothing.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = LISTEN_BACKLOG
+    # On Windows SO_REUSEADDR would let two processes share the port (gh-85307).
+    allow_reuse_address = os.name != "nt"
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        application: Application,
+        timeouts: Timeouts,
+        limits: Limits,
+        monotonic: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.application = application
+        self.timeouts = timeouts
+        self.limit_bytes = limits.body_bytes
+        self.monotonic = monotonic
+        self.wall_clock = wall_clock
+        self._limit_connections = limits.connections
+        self._changed = threading.Condition()
+        self._connections: set[socket.socket] = set()
+        self._busy_count = 0
+        self._stopping = threading.Event()
+        self._waker, self._woken = socket.socketpair()
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__(address, DownstreamHandler)
+        except BaseException:
+            self._close_wakers()
+            raise
+
+    def server_bind(self) -> None:
+        """Bind without http.server's reverse look-up of the name, which may take seconds."""
+        if os.name == "nt":
+            self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        # A client that leaves between select and accept must not block the loop.
+        self.socket.setblocking(False)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as a client would write it."""
+        host = self.server_address[0]
+        return "http://%s:%d" % ("[%s]" % host if ":" in host else host, self.server_port)
+
+    def serve_forever(self, poll_interval: float = 0.0) -> None:
+        """Accept until ``shutdown``."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while not self._stopping.is_set():
+                for key, _ in selector.select():
+                    if key.fileobj is self.socket:
+                        self._handle_request_noblock()
+
+    def shutdown(self) -> None:
+        """End ``serve_forever``, from any thread."""
+        self._stopping.set()
+        self._waker.send(b"x")
+
+    def get_request(self) -> Any:
+        """Accept; out of descriptors, pause instead of spinning on the same error."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._stopping.wait(ACCEPT_PAUSE_SECONDS)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for the connection, or an immediate 503 above the limit."""
+        with self._changed:
+            if self._stopping.is_set():
+                full = True
+            else:
+                full = len(self._connections) >= self._limit_connections
+            if not full:
+                self._connections.add(request)
+        if full:
+            self._turn_away(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            # can't start new thread: the process is at its limit, not the request
+            self._turn_away(request)
+
+    def _turn_away(self, request: Any) -> None:
+        response = self.application.refuse(Unavailable("too many connections", close=True), None)
+        try:
+            request.setblocking(False)
+            request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
+                                     http_date(self.wall_clock())) + bytes(response.body))
+        except OSError:
+            pass  # it would not have read the answer
+        response.close()
+        self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection; called when its thread has ended."""
+        with self._changed:
+            self._connections.discard(request)
+            self._changed.notify_all()
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A fault of ours in a connection's thread, outside any request."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            self.application.refuse(
+                GatewayError("internal error of the server: %s" % frames_of(error)), None).close()
+
+    def busy(self) -> "BusyMark":
+        """A context in which a connection counts as serving a request."""
+        return BusyMark(self)
+
+    def mark_busy(self, change: int) -> None:
+        """Count one request more or less under way."""
+        with self._changed:
+            self._busy_count += change
+            self._changed.notify_all()
+
+    def counts(self) -> dict[str, int]:
+        """``connections`` that are open, and ``requests`` under way."""
+        with self._changed:
+            return {"connections": len(self._connections), "requests": self._busy_count}
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Whether the last request under way ends within ``seconds``."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._busy_count == 0, seconds)
+
+    def close_connections(self, seconds: float) -> bool:
+        """End every connection and wait for their threads; whether all ended in time."""
+        with self._changed:
+            connections = list(self._connections)
+        for connection in connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed by its own thread meanwhile
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._connections, seconds)
+
+    def server_close(self) -> None:
+        """Close the listener."""
+        super().server_close()
+        self._close_wakers()
+
+    def _close_wakers(self) -> None:
+        self._waker.close()
+        self._woken.close()
+
+
+class BusyMark:
+    """Marks a request as under way while it is entered."""
+
+    def __init__(self, server: DownstreamServer) -> None:
+        self._server = server
+
+    def __enter__(self) -> None:
+        self._server.mark_busy(1)
+
+    def __exit__(self, *error: Any) -> None:
+        self._server.mark_busy(-1)
+
+
+# ---- 17. Demo upstream -------------------------------------------------------
+
+DEMO_WORD_SECONDS = 0.02
+DEMO_MAX_SLOW_SECONDS = 60.0
+# demo:NAME ARGUMENT anywhere in the last user text.
+DEMO_ORDER = re.compile(r"\bdemo:([a-z0-9]+)(?:[ ]+(\S+)(?:[ ]+(\{.*\}))?)?", re.DOTALL)
+DEMO_STATUSES = {
+    "401": (401, "invalid x-api-key (as you asked)"),
+    "429": (429, "rate limited (as you asked)"),
+    "500": (500, "internal error (as you asked)"),
+    "529": (529, "overloaded (as you asked)"),
+}
+
+
+class DemoUpstream:
+    """An upstream for trying, teaching and testing: contract section 13.
+
+    Speaks the Messages API to whoever brings ``key``; echoes the last user text
+    and says that it is a demo.  ``pause(seconds)`` is its only way to wait.
+    """
+
+    def __init__(
+        self,
+        key: Secret,
+        pause: Callable[[float], Any],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._keys = KeyRing([("gateway", key)])
+        self._pause = pause
+        self._new_id = new_id
+
+    def handle(self, request: HttpRequest) -> HttpResponse:
+        """The answer to a request; a GatewayError is answered, too."""
+        try:
+            return self._answer(request)
+        except GatewayError as error:
+            return self.refuse(error)
+
+    def refuse(self, error: GatewayError, request: Optional[HttpRequest] = None) -> HttpResponse:
+        """An error in the API's shape."""
+        request_id = self._new_id()
+        body = anthropic_error(error.type, error.message, request_id)
+        headers = [*error.headers, ("request-id", request_id)]
+        return json_response(error.status, body, headers, error.close)
+
+    def _answer(self, request: HttpRequest) -> HttpResponse:
+        if not any(self._keys.find(credential)
+                   for _, _, credential in presented_credentials(request.headers)):
+            raise RequestError(401, "invalid x-api-key")
+        if request.method != "POST" or not request.path.startswith("/v1/messages"):
+            raise RequestError(404, "the demo upstream serves /v1/messages alone")
+        document = parse_message_request(request.read_body())
+        if request.path == "/v1/messages/count_tokens":
+            return json_response(200, {"input_tokens": demo_tokens(document.data.decode("utf-8"))})
+        text = demo_text(document.get("messages"))
+        order = DEMO_ORDER.search(text)
+        name, argument, json_text = order.groups() if order else ("", None, None)
+        if name in DEMO_STATUSES:
+            status, message = DEMO_STATUSES[name]
+            told = [("retry-after", argument)] if status == 429 and argument else []
+            raise RequestError(status, message, told)
+        if name == "slow":
+            self._pause(min(demo_number(argument), DEMO_MAX_SLOW_SECONDS))
+        if name == "html":
+            return HttpResponse(200, [("Content-Type", "text/html")], b"<h1>Log in</h1>")
+        events = demo_events(document, text, self._new_id(), (name, argument, json_text))
+        headers = [("request-id", self._new_id())]
+        if document.get("stream") is True:
+            return HttpResponse(200, [("Content-Type", "text/event-stream"), *headers],
+                                self._stream(events, name))
+        if name in ("cut", "error"):
+            raise RequestError(500, "broken off (as you asked)")
+        return json_response(200, demo_message(events), headers)
+
+    def _stream(self, events: Sequence[dict], fault: str) -> Iterator[bytes]:
+        """The events word by word; ``cut`` and ``error`` break them off half way."""
+        half = len(events) // 2
+        for index, event in enumerate(events):
+            if index == half and fault == "cut":
+                raise UpstreamBroke("cut (as you asked)")
+            if index == half and fault == "error":
+                error = {"type": "overloaded_error", "message": "overloaded (as you asked)"}
+                yield encode_sse_event("error", {"type": "error", "error": error})
+                return
+            yield encode_sse_event(event["type"], event)
+            if event["type"] == "content_block_delta":
+                self._pause(DEMO_WORD_SECONDS)
+
+
+def demo_number(text: Optional[str]) -> float:
+    """A number of seconds out of an order, 0 where it is none."""
+    return float(text) if text and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) else 0.0
+
+
+def demo_tokens(text: str) -> int:
+    """Four characters a token: good enough for a demo, never 0."""
+    return max(1, len(text) // 4)
+
+
+def demo_text(messages: Sequence[Any]) -> str:
+    """The last text of the newest user message that a person may have typed."""
+    for message in reversed(messages):
+        if message.get("role") != "user":
+            continue
+        content = message.get("content")
+        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        texts = [block.get("text") for block in blocks if isinstance(block, dict)]
+        typed = [text for text in texts
+                 if isinstance(text, str) and not text.lstrip().startswith("<system-reminder>")]
+        return typed[-1].strip() if typed else ""
+    return ""
+
+
+def demo_tool(document: JsonDocument, order: Sequence[Optional[str]]) -> Optional[dict]:
+    """The tool_use block that ``demo:tool NAME {json}`` asks for, where that tool is offered."""
+    tools = document.get("tools")
+    names = [tool.get("name") for tool in tools if isinstance(tool, dict)] if isinstance(
+        tools, list) else []
+    if order[0] != "tool" or order[1] not in names:
+        return None
+    try:
+        arguments = json.loads(order[2] or "{}")
+    except ValueError:
+        raise RequestError(400, "demo:tool NAME {json}: that is not JSON") from None
+    return {"name": order[1], "input": arguments}
+
+
+def demo_events(document: JsonDocument, text: str, message_id: str,
+                order: Sequence[Optional[str]]) -> list[dict]:
+    """A whole message as the events of its stream."""
+    tool = demo_tool(document, order)
+    thinking = document.get("thinking")
+    blocks: list[tuple[dict, list[dict]]] = []
+    if isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive"):
+        blocks.append(({"type": "thinking", "thinking": "", "signature": ""}, [
+            {"type": "thinking_delta", "thinking": "The demo repeats what it was told."},
+            {"type": "signature_delta", "signature": "ZGVtbw=="}]))
+    answer = ("Calling %s, as you asked." % tool["name"] if tool is not None else
+              "This is the demo upstream of claude_gateway; no model was asked. You said: %s"
+              % (text or "(nothing that a person typed)"))
+    blocks.append(({"type": "text", "text": ""},
+                   [{"type": "text_delta", "text": word}
+                    for word in re.findall(r"\s*\S+", answer)]))
+    if tool is not None:
+        blocks.append(({"type": "tool_use", "id": "toolu_" + message_id, "name": tool["name"],
+                        "input": {}},
+                       [{"type": "input_json_delta", "partial_json": json.dumps(tool["input"])}]))
+    usage = {"input_tokens": demo_tokens(document.data.decode("utf-8")), "output_tokens": 1}
+    events: list[dict] = [{"type": "message_start", "message": {
+        "id": "msg_" + message_id, "type": "message", "role": "assistant",
+        "model": document.get("model"), "content": [], "stop_reason": None,
+        "stop_sequence": None, "usage": usage}}]
+    for index, (block, deltas) in enumerate(blocks):
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+        events.extend({"type": "content_block_delta", "index": index, "delta": delta}
+                      for delta in deltas)
+        events.append({"type": "content_block_stop", "index": index})
+    events.append({"type": "message_delta", "usage": {"output_tokens": demo_tokens(answer)},
+                   "delta": {"stop_reason": "tool_use" if tool is not None else "end_turn",
+                             "stop_sequence": None}})
+    events.append({"type": "message_stop"})
+    return events
+
+
+def demo_message(events: Sequence[dict]) -> dict:
+    """The same message whole, for a request without a stream."""
+    message = dict(events[0]["message"])
+    content: list[dict] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            content.append(dict(event["content_block"]))
+        elif event["type"] == "content_block_delta":
+            delta = event["delta"]
+            if delta["type"] == "input_json_delta":
+                content[-1]["input"] = json.loads(delta["partial_json"])
+            else:
+                field = delta["type"][:-len("_delta")]
+                content[-1][field] += delta[field]
+        elif event["type"] == "message_delta":
+            message.update(event["delta"])
+            message["usage"] = dict(message["usage"], **event["usage"])
+    message["content"] = content
+    return message
+
+
+# ---- 19. Command line --------------------------------------------------------
+
+CONFIG_NAME = "claude_gateway.json"
+EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+
+
+class Gateway:
+    """The composed gateway: starts on ``start`` or on entering, stops on ``stop`` or leaving.
+
+    ``url`` and ``port`` say where it listens once started.  ``write`` takes log
+    lines (None: no log).  ``environ`` is looked at for proxies and certificates
+    and defaults to the process' own when it starts.  Raises OSError where the
+    address cannot be had.
+
+    >>> with Gateway(Config.from_dict({"port": 0, "providers": [{"name": "demo"}]})) as gateway:
+    ...     gateway.url.startswith("http://127.0.0.1:")
+    True
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        write: Optional[Callable[[str], None]] = None,
+        environ: Optional[Mapping[str, str]] = None,
+    ) -> None:
+        self.config = config
+        self.url = ""
+        self.port = 0
+        self._environ = environ
+        self._log = Log(write or (lambda line: None), time.time, config.log)
+        self._stop_pauses = threading.Event()
+        self._engine: Optional[Engine] = None
+        self._transport: Optional[Transport] = None
+        self._servers: list[tuple[DownstreamServer, threading.Thread]] = []
+
+    def start(self) -> "Gateway":
+        """Listen and serve, in threads of its own."""
+        environ = os.environ if self._environ is None else self._environ
+        config = self._with_demo(self.config)
+        self._transport = Transport(
+            time.monotonic,
+            lambda base_url: environment_proxy(base_url, self._log),
+            [environ[name] for name in CA_VARIABLES if environ.get(name)])
+        self._engine = Engine(config, self._transport, self._log, time.monotonic, time.time,
+                              new_request_id)
+        try:
+            server = self._serve((config.host, config.port),
+                                 Application(self._engine.handle, self._engine.refuse), config)
+        except OSError:
+            self._close_servers()
+            raise
+        self.url, self.port = server.url, server.server_port
+        return self
+
+    def _with_demo(self, config: Config) -> Config:
+        """The configuration with the demo upstream's address, which is started if wanted."""
+        if not any(provider.preset == DEMO for provider in config.providers):
+            return config
+        key = Secret(os.urandom(24).hex())
+        demo = DemoUpstream(key, self._stop_pauses.wait, new_request_id)
+        server = self._serve(("127.0.0.1", 0), Application(demo.handle, demo.refuse), config)
+        address = BaseUrl("http", "127.0.0.1", server.server_port, "")
+        account = build_account(
+            {"name": DEMO, "api_key": key, "auth_token": None, "priority": 0, "weight": 1,
+             "requests_per_minute": None, "max_concurrent": None, "models": (), "enabled": True},
+            "x-api-key")
+        return config._replace(providers=tuple(
+            provider._replace(base_url=address, accounts=(account,), proxy=None)
+            if provider.preset == DEMO else provider
+            for provider in config.providers))
+
+    def _serve(self, address: tuple[str, int], application: Application,
+               config: Config) -> DownstreamServer:
+        server = DownstreamServer(address, application, config.timeouts, config.limits,
+                                  time.monotonic, time.time)
+        thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
+        self._servers.append((server, thread))
+        thread.start()
+        return server
+
+    def stop(self) -> None:
+        """Drain and end: requests under way get ``timeouts.shutdown_seconds``.
+
+        While draining ``/health`` and every new request answer 503.  What is
+        then still under way ends with an error.
+        """
+        if self._engine is None or self._transport is None:
+            return
+        self._engine.draining = True
+        server, _ = self._servers[-1]
+        if not server.wait_until_idle(self.config.timeouts.shutdown_seconds):
+            self._log.message("warning", "requests still under way are ended")
+            self._stop_pauses.set()
+            self._transport.cancel_all()
+            server.wait_until_idle(DRAIN_SECONDS)
+        self._close_servers()
+        self._transport.close()
+        self._engine = None
+
+    def _close_servers(self) -> None:
+        self._stop_pauses.set()
+        for server, thread in reversed(self._servers):
+            server.shutdown()
+            thread.join(DRAIN_SECONDS)
+            server.close_connections(DRAIN_SECONDS)
+            server.server_close()
+        self._servers = []
+
+    def status(self) -> dict[str, int]:
+        """Counts for looking after the process: connections, requests, leases."""
+        assert self._engine is not None and self._transport is not None
+        upstream = self._transport.connections()
+        return dict(self._servers[-1][0].counts(), leases=self._engine.accounts.in_flight(),
+                    upstream_active=upstream["active"], upstream_idle=upstream["idle"])
+
+    def records(self, limit: int = RECORDS_KEPT) -> list[dict]:
+        """The newest request records, the newest first; shapes as RequestRecord.FIELDS."""
+        assert self._engine is not None
+        return [record.as_dict() for record in self._engine.records.newest(limit)]
+
+    def __enter__(self) -> "Gateway":
+        return self.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop()
+
+
+def new_request_id() -> str:
+    """An id for a request: 96 random bits."""
+    return "req_" + os.urandom(12).hex()
+
+
+def environment_proxy(base_url: BaseUrl, log: Log) -> Optional[ProxyAddress]:
+    """The proxy that the environment (or the system) sets for an upstream; never for loopback."""
+    if is_loopback(base_url.host):
+        return None
+    proxies = urllib.request.getproxies()
+    text = proxies.get(base_url.scheme) or proxies.get("all")
+    if not text or urllib.request.proxy_bypass("%s:%d" % (base_url.host, base_url.port)):
+        return None
+    try:
+        return parse_proxy(text)
+    except ValueError as error:
+        log.once("error", "the environment's proxy for %s is not used: %s"
+                 % (base_url.scheme, error))
+        return None
+
+
+# -- options and configuration
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Every command takes the options that say which gateway is meant."""
+    parser = argparse.ArgumentParser(
+        prog="claude_gateway.py",
+        description="A gateway between Anthropic clients and the upstreams that serve them.",
+        epilog="Without a command it serves.  README.md tells the rest.")
+    parser.add_argument("command", nargs="?", default="serve", choices=sorted(COMMANDS),
+                        help="serve (default), check: validate and print the configuration, "
+                             "env: print the client's lines")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (JSON; TOML from "
+                                                         "Python 3.11 on)")
+    parser.add_argument("--host", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (8045); 0 takes any free one")
+    parser.add_argument("--api-key", metavar="KEY", action="append",
+                        help="a key that clients must present; env:NAME and file:PATH keep it "
+                             "out of the process list; repeatable")
+    parser.add_argument("--auth", choices=("auto", "off", "all_except_health", "strict"),
+                        help="who needs a key (auto)")
+    parser.add_argument("--upstream", metavar="URL",
+                        help="base URL of the upstream (https://api.anthropic.com)")
+    parser.add_argument("--upstream-key", metavar="KEY", action="append",
+                        help="an account's key, as --api-key; repeatable, each one an account")
+    parser.add_argument("--demo", action="store_true",
+                        help="an upstream inside the process: no key, no network")
+    parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), help="what is logged (info)")
+    parser.add_argument("--log-format", choices=("text", "json"), help="how it is logged (text)")
+    parser.add_argument("--quiet", action="store_true", help="print only where it listens")
+    parser.add_argument("--shell", choices=sorted(SHELLS), default=None,
+                        help="for env: whose syntax (bash)")
+    parser.add_argument("--version", action="version", version="claude_gateway " + __version__)
+    return parser
+
+
+def find_config_file(option: Optional[str], environ: Mapping[str, str]) -> Optional[str]:
+    """The configuration file to use, or None; contract section 2 gives the order."""
+    named = option or environ.get("CLAUDE_GATEWAY_CONFIG")
+    if named:
+        return named
+    if os.name == "nt":
+        folder = environ.get("APPDATA", "")
+    else:
+        folder = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", ""), ".config")
+    candidates_in_order = [os.path.join(".", CONFIG_NAME)]
+    if folder:
+        candidates_in_order.append(os.path.join(folder, "claude_gateway", "config.json"))
+    return next((path for path in candidates_in_order if os.path.exists(path)), None)
+
+
+def read_config_file(path: str) -> dict:
+    """The settings in a file.  Raises ConfigError."""
+    try:
+        text = read_text_file(path)
+        if path.endswith(".toml"):
+            return parse_toml(text)
+        return json.loads(text, object_pairs_hook=refuse_double_keys)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(["%s: %s" % (path, reason_of(error))]) from None
+
+
+def read_text_file(path: str) -> str:
+    """A UTF-8 file; editors on Windows may have put a byte order mark in front."""
+    with open(path, encoding="utf-8-sig") as file:
+        return file.read()
+
+
+def parse_toml(text: str) -> dict:
+    """Raises ValueError, also where the interpreter has no tomllib (before 3.11)."""
+    try:
+        import tomllib  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("TOML needs Python 3.11 or newer; use JSON") from None
+    return tomllib.loads(text)
+
+
+def refuse_double_keys(pairs: Sequence[tuple[str, Any]]) -> dict:
+    """For json.loads: a key that stands twice is a mistake that would go unseen."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError("the key %s stands twice" % json.dumps(double))
+    return found
+
+
+def secret_option(text: str, option: str, environ: Mapping[str, str]) -> str:
+    """``env:NAME`` and ``file:PATH`` looked up; else the text itself.  Raises ConfigError."""
+    if text.startswith("env:"):
+        value = environ.get(text[4:])
+        if value is None:
+            raise ConfigError(["%s: the environment has no %s" % (option, text[4:])])
+        return value
+    if text.startswith("file:"):
+        try:
+            return read_text_file(text[5:]).strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(["%s: cannot read %s (%s)"
+                               % (option, text[5:], reason_of(error))]) from None
+    return text
+
+
+def load_config(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Config, str]:
+    """The configuration in force and the file it came from: options > environment > file.
+
+    Raises ConfigError.
+    """
+    path = find_config_file(options.config, environ)
+    settings = read_config_file(path) if path else {}
+    if not isinstance(settings, dict):
+        raise ConfigError(["%s: must hold an object" % path])
+    overlaid = overlay(settings, options, environ)
+    config = Config.from_dict(overlaid, environ, read_text_file)
+    if path and file_is_open(path) and holds_secrets(config):
+        config = config._replace(warnings=config.warnings + (
+            "%s: holds secrets and is readable by others; chmod 600 it" % path,))
+    return config, path or ""
+
+
+def overlay(settings: dict, options: argparse.Namespace, environ: Mapping[str, str]) -> dict:
+    """The file's settings with environment and options laid over them.
+
+    Values of options are taken as they are: a ``$`` in a key is a character.
+    """
+    result = dict(settings)
+    keys = options.api_key or split_list(environ.get("CLAUDE_GATEWAY_API_KEY"))
+    keys = [literal(secret_option(key, "--api-key", environ)) for key in keys]
+    group = dict(result.get("auth") or {}) if isinstance(result.get("auth", {}), dict) else {}
+    if keys:
+        group["api_keys"] = keys
+    if options.auth:
+        group["mode"] = options.auth
+    if keys or options.auth:
+        result["auth"] = group
+    for name, value in (("host", options.host), ("port", options.port)):
+        if value is not None:
+            result[name] = value
+    log = {"level": options.log_level, "format": options.log_format}
+    log = {name: value for name, value in log.items() if value}
+    if log and isinstance(result.get("log", {}), dict):
+        result["log"] = dict(result.get("log", {}), **log)
+    providers = overlaid_providers(options, environ)
+    if providers:
+        result["providers"] = providers
+    return result
+
+
+def overlaid_providers(options: argparse.Namespace, environ: Mapping[str, str]) -> list[dict]:
+    """The one provider that options or environment ask for, instead of the file's."""
+    if options.demo:
+        return [{"name": DEMO}]
+    url = options.upstream or environ.get("CLAUDE_GATEWAY_UPSTREAM")
+    keys = options.upstream_key or split_list(environ.get("CLAUDE_GATEWAY_UPSTREAM_KEY"))
+    if not url and not keys:
+        return []
+    provider: dict[str, Any] = {"name": "anthropic"}
+    if url:
+        provider["base_url"] = url
+    keys = [secret_option(key, "--upstream-key", environ) for key in keys]
+    provider["accounts"] = [{"name": "key-%d" % (index + 1), "api_key": literal(key)}
+                            for index, key in enumerate(keys)]
+    return [provider]
+
+
+def split_list(text: Optional[str]) -> list[str]:
+    """The members of a comma-separated environment variable."""
+    return [item.strip() for item in (text or "").split(",") if item.strip()]
+
+
+def literal(text: str) -> str:
+    """A value that must not be interpolated; a key with ``${`` in it is none anyway."""
+    return text.replace("${", "$ {")
+
+
+def file_is_open(path: str) -> bool:
+    """Whether others than the owner may read a file; Windows has no such bits."""
+    return os.name != "nt" and bool(os.stat(path).st_mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
+def holds_secrets(config: Config) -> bool:
+    """Whether there is a credential in a configuration."""
+    return bool(config.auth.api_keys) or any(provider.accounts for provider in config.providers)
+
+
+def startup_fault(config: Config) -> str:
+    """Why ``serve`` refuses a valid configuration, with what to do; or ""."""
+    if config.auth.mode == "auto" and not config.auth.api_keys and not is_loopback(config.host):
+        return ("%s is not loopback and there is no key: add --api-key (or auth.api_keys), "
+                "or say --auth off" % config.host)
+    for provider in config.providers:
+        base = provider.base_url
+        if provider.preset != DEMO and is_loopback(base.host) and base.port == config.port:
+            return "provider %s: %s is this gateway itself" % (provider.name, base)
+    return ""
+
+
+# -- what people read
+
+
+def describe_config(config: Config) -> list[str]:
+    """The configuration in force, secrets masked, a line each."""
+    names = ", ".join("%s (%s)" % (key.name, key.key) for key in config.auth.api_keys)
+    lines = ["auth: %s%s" % (config.auth_mode, "; keys: " + names if names else "")]
+    for provider in config.providers:
+        where = "inside this process" if provider.preset == DEMO else provider.base_url
+        lines.append("provider %s: %s%s" % (provider.name, where,
+                                            "" if provider.enabled else " (disabled)"))
+        for account in provider.accounts:
+            lines.append("  account %s: %s %s%s" % (account.name, account.header, account.secret,
+                                                    "" if account.enabled else " (disabled)"))
+        if not provider.accounts and provider.preset != DEMO:
+            lines.append("  no account: each client's own credential is passed on")
+    return lines
+
+
+def setting_lines(config: Config) -> list[str]:
+    """Every plain setting with the value in force."""
+    lines = []
+    for setting in SETTINGS:
+        value: Any = config
+        for name in setting.path.split("."):
+            value = getattr(value, name)
+        if setting.path not in ("providers", "auth.api_keys"):
+            shown = json.dumps(value, default=str)
+            lines.append("%s = %s" % (setting.path, shown))
+    return lines
+
+
+def client_variables(url: str, has_keys: bool) -> list[tuple[str, str]]:
+    """What a client's environment needs."""
+    pairs = [("ANTHROPIC_BASE_URL", url)]
+    if has_keys:
+        pairs.append(("ANTHROPIC_AUTH_TOKEN", "YOUR-GATEWAY-KEY"))
+    return pairs
+
+
+SHELLS: Mapping[str, Callable[[str, str], str]] = {
+    "bash": lambda name, value: "export %s=%s" % (name, shlex.quote(value)),
+    "cmd": lambda name, value: "set %s=%s" % (name, value),
+    "fish": lambda name, value: "set -gx %s %s" % (name, shlex.quote(value)),
+    "json": lambda name, value: "%s: %s" % (json.dumps(name), json.dumps(value)),
+    "powershell": lambda name, value: "$env:%s = '%s'" % (name, value.replace("'", "''")),
+}
+
+
+def client_lines(shell: str, url: str, has_keys: bool) -> str:
+    """The client's lines in a shell's syntax; json is the env block of Claude Code's settings."""
+    pairs = client_variables(url, has_keys)
+    if shell == "json":
+        return json.dumps({"env": dict(pairs)}, indent=2)
+    return "\n".join(SHELLS[shell](name, value) for name, value in pairs)
+
+
+def reachable_url(config: Config) -> str:
+    """The address to give to a client on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return BaseUrl("http", host, config.port, "").origin
+
+
+# -- commands
+
+
+def say(line: str) -> None:
+    """A line on standard output, which may be closed or unable to show a character."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except UnicodeEncodeError:
+        sys.stdout.write(line.encode("ascii", "replace").decode("ascii") + "\n")
+    except (OSError, ValueError):
+        pass  # safe: nobody reads standard output any more
+
+
+def complain(line: str) -> None:
+    """A line on standard error, as `say`."""
+    try:
+        sys.stderr.write(line.encode("ascii", "backslashreplace").decode("ascii") + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # safe: nobody reads standard error any more
+
+
+def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Validate the configuration and print what it resolves to."""
+    config, path = load_config(options, environ)
+    say("configuration: %s" % (path or "none (defaults)"))
+    for line in describe_config(config) + setting_lines(config):
+        say(line)
+    for warning in config.warnings:
+        say("warning: " + warning)
+    fault = startup_fault(config)
+    if fault:
+        raise ConfigError([fault])
+    say("good")
+    return EXIT_GOOD
+
+
+def command_env(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print the client's lines."""
+    config, _ = load_config(options, environ)
+    say(client_lines(options.shell or ("cmd" if os.name == "nt" else "bash"),
+                     reachable_url(config), bool(config.auth.api_keys)))
+    return EXIT_GOOD
+
+
+def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Run the gateway until a signal ends it."""
+    config, path = load_config(options, environ)
+    fault = startup_fault(config)
+    if fault:
+        raise ConfigError([fault])
+    lines = LineWriter(sys.stderr)
+    gateway = Gateway(config, lines, environ)
+    for warning in config.warnings:
+        lines("warning: " + escape_controls(warning))
+    try:
+        gateway.start()
+    except OSError as error:
+        lines.close()
+        complain("claude_gateway: cannot listen on %s:%d: %s%s"
+                 % (config.host, config.port, reason_of(error), holder_of(error, config.port)))
+        return EXIT_BAD
+    stop = StopSignals()
+    print_banner(gateway, config, path, options.quiet)
+    stop.wait()
+    gateway.stop()
+    lines.close()
+    return EXIT_GOOD
+
+
+def print_banner(gateway: Gateway, config: Config, path: str, quiet: bool) -> None:
+    """Where it listens, what it serves, the lines to copy."""
+    say("claude_gateway %s listening on %s" % (__version__, gateway.url))
+    if quiet:
+        return
+    say("configuration: %s" % (path or "none (defaults)"))
+    for line in describe_config(config):
+        say(line)
+    shell = "cmd" if os.name == "nt" else "bash"
+    local = config._replace(port=gateway.port)
+    say("point a client here (other shells: claude_gateway.py env --shell NAME):")
+    for line in client_lines(shell, reachable_url(local), bool(config.auth.api_keys)).split("\n"):
+        say("  " + line)
+
+
+def holder_of(error: OSError, port: int) -> str:
+    """Who holds a taken port, as far as Linux tells without another program; or ""."""
+    if error.errno != errno.EADDRINUSE:
+        return ""
+    hint = "; choose another with --port"
+    inode = listening_inode(port)
+    for process in os.listdir("/proc") if inode and os.path.isdir("/proc") else ():
+        folder = "/proc/%s/fd" % process
+        try:
+            links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+            if "socket:[%s]" % inode in links:
+                with open("/proc/%s/comm" % process, encoding="utf-8") as file:
+                    return " (held by process %s, %s)%s" % (process, file.read().strip(), hint)
+        except OSError:
+            continue  # safe: a process of another user, or one that has just ended
+    return hint
+
+
+def listening_inode(port: int) -> str:
+    """The inode of the socket that listens on a port, from Linux' tables; "" elsewhere."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue  # safe: not Linux, or no IPv6
+        for row in rows:
+            if row[3] == "0A" and int(row[1].rsplit(":", 1)[1], 16) == port:
+                return row[9]
+    return ""
+
+
+class StopSignals:
+    """SIGINT and SIGTERM (on Windows Ctrl-Break, too) end the gateway; a second one at once."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._stop.is_set():
+            os._exit(EXIT_BAD)
+        self._stop.set()
+
+    def wait(self) -> None:
+        """Until the first signal.  Windows cannot interrupt a wait, so it is done in steps."""
+        while not self._stop.wait(0.5 if os.name == "nt" else None):
+            pass
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
+    "check": command_check,
+    "env": command_env,
+    "serve": command_serve,
+}
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The program; gives its exit code."""
+    options = argument_parser().parse_args(arguments)
+    try:
+        return COMMANDS[options.command](options, os.environ)
+    except ConfigError as error:
+        for problem in error.problems:
+            complain("claude_gateway: " + problem)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
