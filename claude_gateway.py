@@ -94,12 +94,10 @@ from typing import Callable
 from typing import Dict
 from typing import Iterable
 from typing import Iterator
-from typing import List
 from typing import Mapping
 from typing import NamedTuple
 from typing import Optional
 from typing import Sequence
-from typing import Tuple
 from typing import Union
 
 __all__ = ["Config", "ConfigError", "Gateway"]
@@ -2914,6 +2912,7 @@ class Wire:
         self.reused = False
         self.idle_since = 0.0
         self.cancelled = False
+        self._half_sent = False
         self._monotonic = monotonic
         self._watch = Watch()
         self._poller: Any = None
@@ -2961,6 +2960,7 @@ class Wire:
         Raises OSError (TimeoutError for a stop that was too long), ClientGone.
         """
         view = memoryview(data)
+        self._half_sent = True
         # A TLS connection is readable whenever a session ticket comes: only on a
         # plain one does it mean that the upstream has answered early.
         events = POLL_WRITE if isinstance(self.sock, ssl.SSLSocket) else POLL_WRITE | POLL_READ
@@ -2976,6 +2976,7 @@ class Wire:
             except ssl.SSLWantReadError:
                 if not self.wait(POLL_READ, seconds):
                     raise socket.timeout("sending stopped") from None
+        self._half_sent = False
         return True
 
     def _writable(self) -> bool:
@@ -3024,9 +3025,24 @@ class Wire:
             pass  # not connected (any more): nothing is left to wake
 
     def close(self) -> None:
-        """Close the connection, whatever state it is in."""
+        """Close the connection, whatever state it is in.
+
+        With half a request sent it is reset: an orderly close would go on
+        sending the rest to an upstream that nobody listens to any more.
+        """
         self._poller = None
+        if self._half_sent:
+            reset_on_close(self.sock)
         self.sock.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Make the coming close of a socket a reset."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                        struct.pack("hh" if os.name == "nt" else "ii", 1, 0))
+    except OSError:
+        pass  # already gone: its end is bad enough
 
 
 class ConnectionPool:
@@ -3053,17 +3069,19 @@ class ConnectionPool:
             wire.close()
 
     def give(self, destination: Destination, wire: Wire) -> None:
-        """Keep a wire whose last answer was read to its end; the oldest makes room."""
-        wire.idle_since = self._monotonic()
+        """Keep a wire whose last answer was read to its end; old ones make room."""
+        now = wire.idle_since = self._monotonic()
         wire.attach(Watch())
-        spare: Optional[Wire] = wire
+        spare: list[Wire] = []
         with self._lock:
-            if not self._closed:
-                idle = self._idle.setdefault(destination, [])
-                idle.append(wire)
-                spare = idle.pop(0) if len(idle) > POOL_IDLE_PER_ORIGIN else None
-        if spare is not None:
-            spare.close()
+            idle = self._idle.setdefault(destination, [])
+            idle.append(wire)
+            limit_count = 0 if self._closed else POOL_IDLE_PER_ORIGIN
+            while len(idle) > limit_count or (
+                    idle and now - idle[0].idle_since >= POOL_IDLE_SECONDS):
+                spare.append(idle.pop(0))
+        for old in spare:
+            old.close()
 
     def count(self) -> int:
         """How many wires are idle."""
@@ -3084,10 +3102,10 @@ class Inflater:
     """Undoes gzip or deflate in bounded steps, so that a bomb costs no memory."""
 
     def __init__(self, coding: str) -> None:
-        # 47: gzip or zlib by its header; some servers send raw deflate, too.
-        self._window = 47
+        # Some servers send raw deflate where zlib's wrapping is due.
         self._raw_allowed = coding == "deflate"
-        self._engine = zlib.decompressobj(self._window)
+        self._engine = zlib.decompressobj(47)  # gzip or zlib, by the header
+        self._begun = False
         self.waiting = b""
 
     CODINGS = ("gzip", "x-gzip", "deflate")
@@ -3095,6 +3113,7 @@ class Inflater:
     def feed(self, data: bytes) -> bytes:
         """Up to MAX_INFLATED_STEP_BYTES; what is left waits in ``waiting``.  Raises ValueError."""
         data = self.waiting + data
+        self._begun = True
         try:
             result = self._engine.decompress(data, MAX_INFLATED_STEP_BYTES)
         except zlib.error as error:
@@ -3106,6 +3125,11 @@ class Inflater:
         self._raw_allowed = False
         self.waiting = self._engine.unconsumed_tail
         return result
+
+    def feed_eof(self) -> None:
+        """Raises EOFError where the compressed data have no end."""
+        if self._begun and not self._engine.eof:
+            raise EOFError("compressed data are cut")
 
 
 class UpstreamResponse:
@@ -3158,6 +3182,7 @@ class UpstreamResponse:
                 return self._inflate(b"")
             if self._body.done:
                 self.close()
+                self._check_inflated()
                 return b""
             payload = self._body_bytes()
             if self._body.done:
@@ -3188,6 +3213,13 @@ class UpstreamResponse:
             return self._inflater.feed(data)
         except ValueError as error:
             raise UpstreamBroke("upstream broke off: %s" % error) from error
+
+    def _check_inflated(self) -> None:
+        if self._inflater is not None and not isinstance(self._body, NoBody):
+            try:
+                self._inflater.feed_eof()
+            except EOFError as error:
+                raise UpstreamBroke("upstream broke off: %s" % error) from error
 
     def _broken(self, error: Exception) -> UpstreamError:
         if self._wire is not None and self._wire.cancelled:
@@ -3427,9 +3459,14 @@ def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     if ca_files:
         store = ssl.get_default_verify_paths()
-        for path in [store.openssl_cafile, *ca_files]:
-            if path in ca_files or os.path.exists(path):
+        if os.path.exists(store.openssl_cafile):
+            context.load_verify_locations(cafile=store.openssl_cafile)
+        for path in ca_files:
+            try:
                 context.load_verify_locations(cafile=path)
+            except OSError as error:
+                raise OSError("cannot load the certificates in %s: %s"
+                              % (path, reason_of(error))) from error
     return context
 
 
@@ -3457,7 +3494,7 @@ def connect_reason(error: OSError, host: str) -> str:
         return "TLS with %s failed (%s)" % (host, error.reason or "handshake")
     if isinstance(error, socket.timeout):
         return "%s did not answer in time" % host
-    return reason_of(error).lower()
+    return error.strerror.lower() if error.strerror else reason_of(error)
 
 
 HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -4308,10 +4345,7 @@ class ClientConnection(Watch):
 
     def reset_on_close(self) -> None:
         """Make the coming close a reset: the only bad end that a body without framing has."""
-        try:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            pass  # already gone: its end is bad enough
+        reset_on_close(self._sock)
 
 
 def too_large(limit_bytes: int) -> RequestError:

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Installs the real clients of the tests beside this file: install.sh [DIR]
+# Each client has a folder of its own, with a stamp of what it was installed from; a second run that
+# finds the stamps installs nothing.
+set -euo pipefail
+
+# What is installed, one pin per line.
+claude_code="@anthropic-ai/claude-code@2.1.329"
+typescript_sdk="@anthropic-ai/sdk@1.11.0"
+python_sdk_old="anthropic==0.42.0" # the first with models and count_tokens outside the beta
+python_sdk_old_httpx="httpx==0.27.2" # 0.42.0 passes an argument that httpx 0.28 took away
+python_sdk_x_api_key="anthropic==0.125.0" # the last one before 1.0, speaks 2023-06-01
+python_sdk_current="anthropic==2.11.0"
+
+dir="${1:-${CLAUDE_GATEWAY_CLIENTS:-${TMPDIR:-/tmp}/claude_gateway_clients}}"
+mkdir -p "$dir"
+dir="$(cd "$dir" && pwd)"
+
+# up_to_date NAME PINS...: whether that folder was finished from exactly these pins.
+up_to_date() {
+  local name="$1"
+  shift
+  [ -f "$dir/$name/.installed" ] && [ "$(cat "$dir/$name/.installed")" = "$*" ]
+}
+
+# begin NAME: an empty folder; what an interrupted run left is never built upon.
+begin() {
+  printf 'installing %s into %s\n' "$1" "$dir/$1"
+  rm -rf "${dir:?}/$1"
+  mkdir -p "$dir/$1"
+}
+
+install_npm() {
+  local name="$1" package="$2"
+  up_to_date "$name" "$package" && return
+  begin "$name"
+  # A package.json of its own keeps npm from climbing to one in a folder above.
+  printf '{"private": true}\n' > "$dir/$name/package.json"
+  npm install --prefix "$dir/$name" --no-audit --no-fund --no-update-notifier --loglevel=error "$package"
+  printf '%s\n' "$package" > "$dir/$name/.installed"
+}
+
+install_python() {
+  local name="$1"
+  shift
+  up_to_date "$name" "$@" && return
+  begin "$name"
+  "${PYTHON:-python3}" -m venv "$dir/$name"
+  "$dir/$name/bin/python" -m pip install -q -q --disable-pip-version-check --no-input "$@"
+  printf '%s\n' "$*" > "$dir/$name/.installed"
+}
+
+install_npm claude-code "$claude_code"
+install_npm sdk-typescript "$typescript_sdk"
+install_python sdk-python-old "$python_sdk_old" "$python_sdk_old_httpx"
+install_python sdk-python-0.125 "$python_sdk_x_api_key"
+install_python sdk-python-current "$python_sdk_current"
+
+# version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
+# client has to say its version.
+version() {
+  local name="$1" said
+  shift
+  said="$("$@")"
+  [ -n "$said" ]
+  printf '%s: %s\n' "$name" "$said"
+}
+
+version claude-code "$dir/claude-code/node_modules/.bin/claude" --version
+cd "$dir/sdk-typescript" # node looks for the package from here
+version sdk-typescript node -p 'require("@anthropic-ai/sdk/version").VERSION'
+for name in sdk-python-old sdk-python-0.125 sdk-python-current; do
+  version "$name" "$dir/$name/bin/python" -c 'import anthropic; print(anthropic.__version__)'
+done
