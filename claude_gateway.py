@@ -88,6 +88,7 @@ import time
 import traceback
 import urllib.parse
 import urllib.request
+import weakref
 import zlib
 from typing import Any
 from typing import Callable
@@ -4266,7 +4267,7 @@ class ClientConnection(Watch):
             while self._buffer.startswith(b"\r\n"):
                 self._buffer = self._buffer[2:]
             end = self._buffer.find(b"\r\n\r\n", searched)
-            if end >= 0:
+            if 0 <= end <= MAX_HEAD_BYTES - 4:
                 head, self._buffer = self._buffer[:end + 4], self._buffer[end + 4:]
                 return head
             self._refuse_long_head()
@@ -4534,6 +4535,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         self._limit_connections = limits.connections
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
+        self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._busy_count = 0
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -4602,6 +4604,12 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             # can't start new thread: the process is at its limit, not the request
             self._turn_away(request)
 
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """The connection's own thread, remembered so that stopping can wait for its end."""
+        with self._changed:
+            self._threads_seen.add(threading.current_thread())
+        super().process_request_thread(request, client_address)
+
     def _turn_away(self, request: Any) -> None:
         response = self.application.refuse(Unavailable("too many connections", close=True), None)
         try:
@@ -4649,6 +4657,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
 
     def close_connections(self, seconds: float) -> bool:
         """End every connection and wait for their threads; whether all ended in time."""
+        deadline = self.monotonic() + seconds
         with self._changed:
             connections = list(self._connections)
         for connection in connections:
@@ -4657,7 +4666,11 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             except OSError:
                 pass  # closed by its own thread meanwhile
         with self._changed:
-            return self._changed.wait_for(lambda: not self._connections, seconds)
+            ended = self._changed.wait_for(lambda: not self._connections, seconds)
+            threads = list(self._threads_seen)
+        for thread in threads:
+            thread.join(max(0.0, deadline - self.monotonic()))
+        return ended
 
     def server_close(self) -> None:
         """Close the listener."""

@@ -100,7 +100,8 @@ class SendTest(TransportCase):
     def test_early_answer_to_a_body_that_is_not_read(self):
         def refuse(connection):
             connection.read_head()
-            connection.send(support.json_response({"e": 1}, status=413))
+            connection.send(support.json_response({"e": 1}, status=413,
+                                                  headers=[("connection", "close")]))
             connection.half_close()
             connection.wait_closed("the gateway to give up the connection")
 

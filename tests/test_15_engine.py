@@ -343,8 +343,8 @@ class HeaderTest(unittest.TestCase):
         ]
         for account, settings, expected in table:
             with self.subTest(str(account)), support.ScriptedUpstream() as upstream:
-                settings = dict(settings, accounts=[dict(account, name="a")])
-                with running_gateway(provider(upstream, **settings)) as gateway:
+                chosen = dict(provider(upstream, **settings), accounts=[dict(account, name="a")])
+                with running_gateway(chosen) as gateway:
                     post(gateway, headers=[("x-goog-api-key", "x"), ("x-api-key", "y")])
                 request = upstream.requests[0]
                 found = [(name.lower(), value) for name, value in request.headers
@@ -856,6 +856,9 @@ class ParallelTest(unittest.TestCase):
 
         with support.ScriptedUpstream(*[script] * count) as upstream:
             with running_gateway(provider(upstream)) as gateway:
+                # One answer first: its accept loop runs then, with its descriptors.
+                get(gateway, "/healthz")
+                support.eventually(lambda: gateway.status()["connections"] == 0, "a quiet start")
                 threads_before = threading.active_count()
                 descriptors_before = support.count_open_descriptors()
                 threads = [threading.Thread(target=run, args=(index, gateway.port))

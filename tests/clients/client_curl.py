@@ -157,7 +157,11 @@ class CurlTest(harness.ClientTest):
 
     def test_chunked_upload(self):
         gateway = self.gateway_before(json_response(message("hi")))
-        self.post(gateway + "/v1/messages", LARGE_QUESTION, "-H", "Transfer-Encoding: chunked")
+        finished = self.post(
+            gateway + "/v1/messages", LARGE_QUESTION, "-H", "Transfer-Encoding: chunked", "--verbose"
+        )
+        self.assertIn(b"> Transfer-Encoding: chunked", finished.err)
+        self.assertNotIn(b"> Content-Length", finished.err)
         self.assert_upstream_got(LARGE_QUESTION)
 
     def upstream_names(self):

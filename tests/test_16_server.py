@@ -1,0 +1,495 @@
+"""Section 16: the downstream side of the wire: framing, limits, keep-alive, stopping."""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+import time
+import unittest
+
+import claude_gateway as gw
+from tests import support
+from tests.running import JSON_TYPE
+from tests.running import MESSAGE
+from tests.running import STREAM_MESSAGE
+from tests.running import provider
+from tests.running import running_gateway
+
+SHORT = gw.Timeouts(connect_seconds=5, first_byte_seconds=5, idle_seconds=5, client_seconds=5,
+                    keepalive_seconds=5, shutdown_seconds=0)
+SMALL = gw.Limits(body_bytes=1000, connections=50)
+
+
+class Recorder:
+    """An application that keeps what it was asked and answers with the body's length."""
+
+    def __init__(self):
+        self.requests = []
+        self.refusals = []
+        self.ends = []
+        self.answer = None
+
+    def handle(self, request):
+        body = request.read_body()
+        self.requests.append((request.method, request.target, body))
+        response = self.answer() if self.answer else gw.HttpResponse(200, [], b"%d" % len(body))
+        return response.then(self.ends.append)
+
+    def refuse(self, error, request=None):
+        self.refusals.append(error.status)
+        return gw.HttpResponse(error.status, [], error.message.encode(),
+                               close_connection=error.close).then(self.ends.append)
+
+
+@contextlib.contextmanager
+def serving(application=None, timeouts=SHORT, limits=SMALL):
+    """A DownstreamServer over an application, on a free port."""
+    application = application or Recorder()
+    server = gw.DownstreamServer(
+        ("127.0.0.1", 0), gw.Application(application.handle, application.refuse), timeouts, limits,
+        time.monotonic, time.time)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server, application
+    finally:
+        server.shutdown()
+        thread.join(support.WAIT_SECONDS)
+        ended = server.close_connections(support.WAIT_SECONDS)
+        server.server_close()
+        if thread.is_alive() or not ended:
+            raise AssertionError("the server did not end")
+
+
+def sent(server, *pieces):
+    """All answers to raw bytes, sent in these pieces, until the connection ends."""
+    with support.RawClient(server.server_port) as client:
+        answers = []
+        try:
+            for piece in pieces:
+                client.send(piece)
+            client.half_close()
+            while True:
+                answers.append(client.read_response())
+        except (support.EndedEarly, ConnectionError):
+            return answers  # how the loop ends
+
+
+GET = b"GET /x HTTP/1.1\r\nHost: h\r\n"
+POST = b"POST /x HTTP/1.1\r\nHost: h\r\n"
+
+# What must be refused, with its status, and the connection closed after it.
+INVALID = {
+    "no version": (b"GET /x\r\nHost: h\r\n\r\n", 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "two spaces": (b"GET  /x HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+    "tab": (b"GET\t/x HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+    "absolute form": (b"GET http://evil.example/x HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+    "no slash": (b"GET 0/x HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+    "connect": (b"CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+    "non-ASCII target": (b"GET /\xe9 HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+    "no host": (b"GET /x HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (GET + b"Host: i\r\n\r\n", 400),
+    "odd host": (b"GET /x HTTP/1.1\r\nHost: a@b\r\n\r\n", 400),
+    "space before colon": (GET + b"A : b\r\n\r\n", 400),
+    "no colon": (GET + b"nothing\r\n\r\n", 400),
+    "folded": (GET + b"A: b\r\n c\r\n\r\n", 400),
+    "bare CR": (GET + b"A: b\rc\r\n\r\n", 400),
+    "NUL": (GET + b"A: b\0c\r\n\r\n", 400),
+    "bare LF": (b"GET /x HTTP/1.1\nHost: h\n\n", 400),
+    "bare LF within": (GET + b"A: b\nC: d\r\n\r\n", 400),
+    "length and coding": (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+                          b"0\r\n\r\n", 400),
+    "two lengths": (POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+    "lengths in a list": (POST + b"Content-Length: 3, 3\r\n\r\nabc", 400),
+    "signed length": (POST + b"Content-Length: +3\r\n\r\nabc", 400),
+    "negative length": (POST + b"Content-Length: -3\r\n\r\nabc", 400),
+    "underscored length": (POST + b"Content-Length: 0_3\r\n\r\nabc", 400),
+    "empty length": (POST + b"Content-Length:\r\n\r\nabc", 400),
+    "odd coding": (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+    "coding list": (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    "coding twice": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
+                     b"0\r\n\r\n", 400),
+    "coding to 1.0": (b"POST /x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "hex prefix": (POST + b"Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n", 400),
+    "signed chunk": (POST + b"Transfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n", 400),
+    "chunk too long": (POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n", 400),
+    "chunk line LF": (POST + b"Transfer-Encoding: chunked\r\n\r\n3\nabc\n0\n\n", 400),
+    "expectation": (POST + b"Expect: miracles\r\nContent-Length: 3\r\n\r\nabc", 417),
+    "long request line": (b"GET /" + b"x" * 20000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414),
+    "endless request line": (b"GET /" + b"x" * 20000, 414),
+    "many headers": (GET + b"A: b\r\n" * 100 + b"\r\n", 431),
+    "long headers": (GET + b"A: " + b"x" * 70000 + b"\r\n\r\n", 431),
+}
+
+# Too large, though well framed: refused, read away, and the connection goes on.
+TOO_LARGE = {
+    "large body": (POST + b"Content-Length: 1001\r\n\r\n" + b"x" * 1001, 413),
+    "large chunked body": (POST + b"Transfer-Encoding: chunked\r\n\r\n"
+                           + b"200\r\n" + b"x" * 512 + b"\r\n200\r\n" + b"x" * 512
+                           + b"\r\n0\r\n\r\n", 413),
+}
+
+# What must be served, with the body that the application reads.
+VALID = {
+    "plain": (GET + b"\r\n", b""),
+    "blank line in front": (b"\r\n" + GET + b"\r\n", b""),
+    "length": (POST + b"Content-Length: 3\r\n\r\nabc", b"abc"),
+    "length in odd case": (POST + b"cOnTeNt-LeNgTh:\t3 \r\n\r\nabc", b"abc"),
+    "no body": (POST + b"Content-Length: 0\r\n\r\n", b""),
+    "limit": (POST + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000, b"x" * 1000),
+    "chunked": (POST + b"Transfer-Encoding: Chunked\r\n\r\n1\r\na\r\n02;e=\"f\"\r\nbc\r\n0\r\n"
+                b"Trailer: t\r\n\r\n", b"abc"),
+    "no Host to 1.0": (b"GET /x HTTP/1.0\r\n\r\n", b""),
+    "empty value": (GET + b"A:\r\n\r\n", b""),
+    "99 headers more": (GET + b"A: b\r\n" * 99 + b"\r\n", b""),
+    "h2c offer": (GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+                  b"HTTP2-Settings: AA\r\n\r\n", b""),
+}
+
+
+class FramingTest(unittest.TestCase):
+
+    def test_invalid_is_refused_and_closed(self):
+        for name, (data, status) in INVALID.items():
+            with self.subTest(name), serving() as (server, application):
+                answers = sent(server, data + GET + b"\r\n")
+                self.assertEqual([answer.status for answer in answers], [status])
+                self.assertEqual(answers[0].header("connection"), "close")
+                self.assertEqual(application.requests, [])
+                self.assertEqual(application.refusals[:1], [status])
+
+    def test_invalid_byte_by_byte_and_behind_another(self):
+        small = {name: case for name, case in INVALID.items() if len(case[0]) < 200}
+        for name, (data, status) in small.items():
+            with self.subTest(name), serving() as (server, application):
+                pieces = [data[at:at + 1] for at in range(len(data))]
+                answers = sent(server, GET + b"\r\n", *pieces)
+                self.assertEqual([answer.status for answer in answers], [200, status])
+                self.assertEqual(len(application.requests), 1)
+
+    def test_valid_in_every_split_and_pipelined(self):
+        for name, (data, body) in VALID.items():
+            splits = list(support.every_split(data))
+            chosen = [splits[0], splits[-1]] if len(data) > 400 else splits[::9] + [splits[-1]]
+            with serving() as (server, application):
+                for pieces in chosen:
+                    with self.subTest(name, first=pieces[0]):
+                        del application.requests[:]
+                        answers = sent(server, *pieces, GET + b"\r\n")
+                        expected = 1 if b"HTTP/1.0" in data else 2
+                        self.assertEqual([answer.status for answer in answers], [200] * expected)
+                        self.assertEqual(application.requests[0][2], body)
+
+    def test_too_large_is_refused_and_read_away(self):
+        for name, (data, status) in TOO_LARGE.items():
+            with self.subTest(name), serving() as (server, application):
+                answers = sent(server, data + GET + b"\r\n")
+                self.assertEqual([answer.status for answer in answers], [status, 200])
+                self.assertEqual(len(application.requests), 1)
+
+    def test_answers_come_in_order(self):
+        with serving() as (server, application):
+            many = b"".join(POST + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+                            for size in range(20))
+            self.assertEqual([answer.body for answer in sent(server, many)],
+                             [b"%d" % size for size in range(20)])
+
+
+class BodyTest(unittest.TestCase):
+
+    def test_continue_only_when_the_body_is_wanted(self):
+        head = POST + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        with serving() as (server, _), support.RawClient(server.server_port) as client:
+            client.send(head)
+            self.assertEqual(client.read_head().status, 100)
+            client.send(b"abc")
+            self.assertEqual(client.read_response().body, b"3")
+
+    def test_refused_before_the_body_was_sent(self):
+        """The final status comes instead of 100, and the connection closes."""
+        class Refuser(Recorder):
+            def handle(self, request):
+                return self.refuse(gw.RequestError(401, "no"))
+
+        with serving(Refuser()) as (server, _), support.RawClient(server.server_port) as client:
+            client.send(POST + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+            answer = client.read_response()
+            self.assertEqual((answer.status, answer.interim, answer.header("connection")),
+                             (401, [], "close"))
+
+    def test_small_unread_body_is_drained_and_the_connection_kept(self):
+        class Ignorer(Recorder):
+            def handle(self, request):
+                self.requests.append(request.target)
+                return gw.HttpResponse(401, [], b"no")
+
+        data = POST + b"Content-Length: 500\r\n\r\n" + GET.replace(b"/x", b"/smuggled") * 30
+        with serving(Ignorer()) as (server, application):
+            data = data[:data.index(b"\r\n\r\n") + 4 + 500]
+            answers = sent(server, data + GET + b"\r\n")
+        self.assertEqual([answer.status for answer in answers], [401, 401])
+        self.assertEqual(application.requests, ["/x", "/x"])
+
+    def test_refusal_of_a_large_body_arrives(self):
+        """A client that is still sending 20 MB gets its 413, not a reset."""
+        with serving() as (server, _):
+            with support.RawClient(server.server_port) as client:
+                client.send(POST + b"Content-Length: 20000000\r\n\r\n")
+                client.send(b"x" * 20000000)
+                self.assertEqual(client.read_response().status, 413)
+
+    def test_silent_body_is_a_408(self):
+        with serving(timeouts=SHORT._replace(client_seconds=0.1)) as (server, _):
+            with support.RawClient(server.server_port) as client:
+                client.send(POST + b"Content-Length: 3\r\n\r\na")
+                self.assertEqual(client.read_response().status, 408)
+
+    def test_dripping_head_is_a_408(self):
+        with serving(timeouts=SHORT._replace(client_seconds=0.2)) as (server, _):
+            with support.RawClient(server.server_port) as client:
+                never = threading.Event()
+                for byte in GET:
+                    client.send(bytes([byte]))
+                    never.wait(0.02)
+                self.assertEqual(client.read_response().status, 408)
+
+    def test_client_that_leaves_within_its_body(self):
+        with serving() as (server, application):
+            with support.RawClient(server.server_port) as client:
+                client.send(POST + b"Content-Length: 3\r\n\r\na")
+            support.eventually(lambda: server.counts()["connections"] == 0, "the thread to end")
+            self.assertEqual(application.requests, [])
+
+
+class AnswerTest(unittest.TestCase):
+
+    def test_head_has_no_body(self):
+        with serving() as (server, _):
+            answer = support.exchange(server.server_port, "HEAD", "/x")
+        self.assertEqual((answer.header("content-length"), answer.body), ("1", b""))
+
+    def test_keep_alive(self):
+        table = [
+            (GET + b"\r\n", None), (GET + b"Connection: close\r\n\r\n", "close"),
+            (b"GET /x HTTP/1.0\r\n\r\n", "close"),
+            (b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "keep-alive"),
+        ]
+        for data, expected in table:
+            with self.subTest(data), serving() as (server, _):
+                with support.RawClient(server.server_port) as client:
+                    client.send(data)
+                    self.assertEqual(client.read_response().header("connection"), expected)
+                    self.assertEqual(client.at_eof(0.1), expected == "close")
+
+    def test_idle_connection_is_closed_after_keepalive_seconds(self):
+        with serving(timeouts=SHORT._replace(keepalive_seconds=0.1)) as (server, _):
+            with support.RawClient(server.server_port) as client:
+                client.send(GET + b"\r\n")
+                client.read_response()
+                self.assertTrue(client.at_eof())
+
+    def test_stream_is_chunked_or_close_delimited(self):
+        application = Recorder()
+        application.answer = lambda: gw.HttpResponse(200, [], iter([b"ab", b"c"]))
+        with serving(application) as (server, _):
+            (chunked,) = sent(server, GET + b"Connection: close\r\n\r\n")
+            (plain,) = sent(server, b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        self.assertEqual((chunked.chunks, chunked.complete), ([b"ab", b"c"], True))
+        self.assertEqual((plain.body, plain.header("connection")), (b"abc", "close"))
+
+    def test_body_that_breaks_never_looks_whole(self):
+        def breaks():
+            yield b"ab"
+            raise gw.UpstreamBroke("gone")
+
+        table = [("chunked", None, GET), ("length", 5, GET), ("1.0", None, b"GET /x HTTP/1.0\r\n")]
+        for name, length, head in table:
+            application = Recorder()
+            application.answer = lambda: gw.HttpResponse(200, [], breaks(), length)
+            with self.subTest(name), serving(application) as (server, _):
+                with support.RawClient(server.server_port) as client:
+                    client.send(head + b"\r\n")
+                    self.assertFalse(client.read_response().complete)
+                support.eventually(lambda: application.ends, "the books to be closed")
+                self.assertEqual(application.ends, ["upstream_broke"])
+
+    def test_values_that_would_split_the_answer_are_left_out(self):
+        application = Recorder()
+        application.answer = lambda: gw.HttpResponse(
+            200, [("X-A", "a\r\nX-Evil: 1"), ("X B", "c"), ("X-C", "ok"), ("X-D", "\0")], b"")
+        with serving(application) as (server, _):
+            answer = support.exchange(server.server_port, "GET", "/x")
+        self.assertEqual((answer.all("x-evil"), answer.all("x-c"), answer.all("x-d")),
+                         ([], ["ok"], []))
+
+    def test_reader_that_stops_is_dropped(self):
+        application = Recorder()
+        application.answer = lambda: gw.HttpResponse(200, [], iter([b"x" * 65536] * 1000))
+        timeouts = SHORT._replace(client_seconds=0.2)
+        with serving(application, timeouts) as (server, _):
+            with support.RawClient(server.server_port) as client:
+                client.send(GET + b"\r\n")
+                support.eventually(lambda: application.ends, "the writer to give up")
+        self.assertEqual(application.ends, ["client_left"])
+
+    def test_date_is_sent_once(self):
+        with serving() as (server, _):
+            answer = support.exchange(server.server_port, "GET", "/x")
+        self.assertRegex(answer.header("date"), r"^\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT$")
+
+
+class ServerTest(unittest.TestCase):
+
+    def test_connections_above_the_limit_get_a_503(self):
+        with serving(limits=SMALL._replace(connections=2)) as (server, _):
+            with support.RawClient(server.server_port) as one:
+                with support.RawClient(server.server_port) as two:
+                    for client in (one, two):
+                        client.send(GET + b"\r\n")
+                        self.assertEqual(client.read_response().status, 200)
+                    with support.RawClient(server.server_port) as three:
+                        self.assertEqual(three.read_response().status, 503)
+                        self.assertTrue(three.at_eof())
+                support.eventually(lambda: server.counts()["connections"] == 1, "one to end")
+                answer = support.exchange(server.server_port, "GET", "/x")
+                self.assertEqual(answer.status, 200)
+
+    def test_out_of_descriptors_pauses_instead_of_spinning(self):
+        with serving() as (server, _):
+            pauses = []
+            server._stopping = type("Pause", (), {
+                "wait": lambda self, seconds: pauses.append(seconds),
+                "is_set": lambda self: False, "set": lambda self: None})()
+            real, server.socket = server.socket, type("Full", (), {
+                "accept": lambda self: (_ for _ in ()).throw(OSError(errno.EMFILE, "full"))})()
+            with self.assertRaises(OSError):
+                server.get_request()
+            server.socket = real
+            server._stopping = threading.Event()
+        self.assertEqual(pauses, [gw.ACCEPT_PAUSE_SECONDS])
+
+    def test_ipv6_loopback(self):
+        try:
+            with socket.socket(socket.AF_INET6) as probe:
+                probe.bind(("::1", 0))
+        except OSError:
+            self.skipTest("this machine has no IPv6 loopback")
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream), host="::1") as gateway:
+                self.assertTrue(gateway.url.startswith("http://[::1]:"))
+                answer = support.exchange(gateway.port, "GET", "/healthz",
+                                          [("Host", "[::1]")], host="::1")
+        self.assertEqual(answer.status, 200)
+
+    def test_fault_in_a_thread_leaves_no_traceback(self):
+        class Broken(Recorder):
+            def handle(self, request):
+                raise KeyError("a fault")
+
+        with serving(Broken()) as (server, application):
+            with support.RawClient(server.server_port) as client:
+                client.send(GET + b"\r\n")
+                self.assertTrue(client.at_eof())
+            support.eventually(lambda: application.refusals, "the fault to be told")
+        self.assertEqual(application.refusals, [500])
+
+
+class StopTest(unittest.TestCase):
+
+    def test_draining_answers_503_and_lets_the_rest_finish(self):
+        gate, events = support.Gate(), support.stream_events()
+
+        def script(connection):
+            connection.read_request()
+            connection.send(support.SSE_HEAD + support.chunk(events[0]))
+            gate.wait("the gateway to be draining")
+            connection.send(b"".join(map(support.chunk, events[1:])) + support.LAST_CHUNK)
+
+        with support.ScriptedUpstream(script) as upstream:
+            with running_gateway(provider(upstream),
+                                 timeouts={"shutdown_seconds": 10}) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    client.request("POST", "/v1/messages", [JSON_TYPE], STREAM_MESSAGE)
+                    client.read_head()
+                    stopper = threading.Thread(target=gateway.stop)
+                    stopper.start()
+                    support.eventually(lambda: self.status(gateway, "/health") == 503, "draining")
+                    refused = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE],
+                                               MESSAGE)
+                    self.assertEqual((refused.status, refused.json()["error"]["type"],
+                                      refused.header("connection")),
+                                     (503, "overloaded_error", "close"))
+                    self.assertEqual(self.status(gateway, "/healthz"), 200)
+                    gate.open()
+                    body = b"".join(iter(client.read_chunk, b""))
+                    self.assertEqual(body, b"".join(events))
+                    stopper.join(support.WAIT_SECONDS)
+                    self.assertFalse(stopper.is_alive())
+            with self.assertRaises(OSError):
+                support.RawClient(gateway.port)
+
+    def status(self, gateway, path):
+        return support.exchange(gateway.port, "GET", path).status
+
+    def test_what_does_not_finish_ends_in_an_error_event(self):
+        def script(connection):
+            connection.read_request()
+            connection.send(support.SSE_HEAD + support.chunk(support.stream_events()[0]))
+            connection.wait_closed("the gateway to end the call")
+
+        with support.ScriptedUpstream(script) as upstream:
+            with running_gateway(provider(upstream),
+                                 timeouts={"shutdown_seconds": 0.1}) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    client.request("POST", "/v1/messages", [JSON_TYPE], STREAM_MESSAGE)
+                    client.read_head()
+                    client.read_chunk()
+                    gateway.stop()
+                    last = gw.SseDecoder().feed(b"".join(iter(client.read_chunk, b"")))
+        self.assertEqual([event.type for event in last], ["error"])
+        self.assertIn(b"overloaded_error", last[0].data)
+
+    def test_started_and_stopped_twice_in_one_process_leaves_nothing(self):
+        threads_before = threading.active_count()
+        descriptors_before = support.count_open_descriptors()
+        for _ in range(2):
+            with running_gateway({"name": "demo"}) as gateway:
+                with support.RawClient(gateway.port) as client:  # an idle one must not hold it up
+                    client.request("POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                    self.assertEqual(client.read_response().status, 200)
+        self.assertEqual(threading.active_count(), threads_before)
+        self.assertEqual(support.count_open_descriptors(), descriptors_before)
+
+
+class MemoryTest(unittest.TestCase):
+
+    @unittest.skipUnless(os.path.exists("/proc/self/statm"), "needs Linux' /proc")
+    def test_slow_reader_does_not_fill_the_memory(self):
+        """Back-pressure: 200 MB offered to a client that reads nothing stay upstream."""
+        def script(connection):
+            connection.read_request()
+            connection.send(support.SSE_HEAD)
+            try:
+                for _ in range(200):
+                    connection.send(support.chunk(b"x" * (1 << 20)))
+            except (OSError, AssertionError):
+                return  # stopped by the full socket, or told to end: what is wanted
+
+        timeouts = {"client_seconds": 0.5, "shutdown_seconds": 0.1}
+        with support.ScriptedUpstream(script) as upstream:
+            with running_gateway(provider(upstream), timeouts=timeouts) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    before = self.resident_bytes()
+                    client.request("POST", "/v1/messages", [JSON_TYPE], STREAM_MESSAGE)
+                    support.eventually(lambda: gateway.records(), "the reader to be dropped")
+                    self.assertLess(self.resident_bytes() - before, 64 << 20)
+
+    def resident_bytes(self):
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    unittest.main()
