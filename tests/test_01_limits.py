@@ -61,7 +61,7 @@ class HeaderSetsTest(unittest.TestCase):
                 self.assertEqual([key for key in getattr(gw, name) if key != key.lower()], [])
 
     def test_hop_by_hop_names_go_in_neither_direction(self):
-        # RFC 9110 section 7.6.1 and its list in RFC 2616 section 13.5.1.
+        # RFC 9110 section 7.6.1; Proxy-Connection is what old clients made of it.
         hop_by_hop = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization",
                       "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
         self.assertEqual(hop_by_hop - gw.NOT_UPSTREAM, set())
