@@ -110,7 +110,7 @@ __version__ = "0.1.0"
 # Heads.  nginx takes request lines of 8 KiB and 32 KiB of headers, http.client
 # 64 KiB a line; Claude Code's head is about 2 KiB.
 MAX_REQUEST_LINE_BYTES = 16 * 1024
-MAX_HEADS_COUNT = 100
+MAX_HEADERS_COUNT = 100
 MAX_HEAD_BYTES = 64 * 1024
 # Upstreams behind several proxies send more than clients do; http.client
 # refuses the 101st header, which real answers have reached.
@@ -191,7 +191,7 @@ HOP_BY_HOP = frozenset([
     "transfer-encoding",
     "upgrade",
 ])
-# Where a client may put its key; all four are read, none is passed on by chance.
+# Where a client may put its key; a gateway key in any of them is never passed on.
 CREDENTIAL_HEADERS = (
     "x-api-key",
     "authorization",
@@ -213,6 +213,8 @@ NOT_DOWNSTREAM = HOP_BY_HOP | frozenset([
     "set-cookie",
     "set-cookie2",
 ])
+# Whose pages may read an answer is ours to say.
+NOT_DOWNSTREAM_PREFIXES = ("access-control-",)
 # Ours, whatever an upstream (perhaps another gateway) says.
 OWN_HEADERS = frozenset([
     "x-account-email",
@@ -684,8 +686,8 @@ def parse_request_head(data: bytes) -> Head:
     method, target, minor = match.groups()
     if BAD_IN_TARGET.search(target) or not (target.startswith("/") or target == "*"):
         raise RequestError(400, "the request target must be a path", close=True)
-    if len(lines) - 1 > MAX_HEADS_COUNT:
-        raise RequestError(431, "more than %d headers" % MAX_HEADS_COUNT, close=True)
+    if len(lines) - 1 > MAX_HEADERS_COUNT:
+        raise RequestError(431, "more than %d headers" % MAX_HEADERS_COUNT, close=True)
     try:
         headers = Headers(parse_header_lines(lines[1:]))
     except ValueError as error:
@@ -805,6 +807,7 @@ class ChunkedBody:
         self.done = False
         self.excess = b""
         self._pending = b""
+        self._at = 0
         self._remaining = 0
         self._trailer_bytes = 0
         self._step = self._size_line
@@ -812,9 +815,13 @@ class ChunkedBody:
     def feed(self, data: bytes) -> bytes:
         """The payload in ``data``, which may begin and end anywhere."""
         self._pending += data
+        self._at = 0
         pieces: list[bytes] = []
         while self._step(pieces):
             pass
+        self._pending = self._pending[self._at:]
+        if self.done:
+            self.excess, self._pending = self.excess + self._pending, b""
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def feed_eof(self) -> None:
@@ -822,14 +829,18 @@ class ChunkedBody:
         if not self.done:
             raise EOFError("no last chunk")
 
+    # Each step uses what is pending from `_at` on, and says whether the next one
+    # may be tried.
+
     def _line(self, limit: int) -> Optional[bytes]:
         """The next CRLF line out of what is pending, or None when it is not all there."""
-        end = self._pending.find(b"\n", 0, limit + 1)
+        end = self._pending.find(b"\n", self._at, self._at + limit + 1)
         if end < 0:
-            if len(self._pending) > limit:
+            if len(self._pending) - self._at > limit:
                 raise ValueError("chunk line longer than %d bytes" % limit)
             return None
-        line, self._pending = self._pending[:end], self._pending[end + 1:]
+        line = self._pending[self._at:end]
+        self._at = end + 1
         if not line.endswith(b"\r"):
             raise ValueError("chunk line without CRLF")
         return line[:-1]
@@ -846,10 +857,10 @@ class ChunkedBody:
         return True
 
     def _data(self, pieces: list[bytes]) -> bool:
-        piece = self._pending[:self._remaining]
+        piece = self._pending[self._at:self._at + self._remaining]
         if piece:
             pieces.append(piece)
-            self._pending = self._pending[len(piece):]
+            self._at += len(piece)
             self._remaining -= len(piece)
         if self._remaining:
             return False
@@ -857,13 +868,12 @@ class ChunkedBody:
         return True
 
     def _data_end(self, pieces: list[bytes]) -> bool:
-        if len(self._pending) < 2:
-            if self._pending not in (b"", b"\r"):
-                raise ValueError("chunk longer than its size")
-            return False
-        if self._pending[:2] != b"\r\n":
+        end = self._pending[self._at:self._at + 2]
+        if not b"\r\n".startswith(end):
             raise ValueError("chunk longer than its size")
-        self._pending = self._pending[2:]
+        if len(end) < 2:
+            return False
+        self._at += 2
         self._step = self._size_line
         return True
 
@@ -875,15 +885,13 @@ class ChunkedBody:
         if self._trailer_bytes > MAX_TRAILER_BYTES:
             raise ValueError("trailers longer than %d bytes" % MAX_TRAILER_BYTES)
         if line:
+            parse_header_lines([line.decode("latin-1")])
             return True
         self.done = True
-        self.excess, self._pending = self._pending, b""
         self._step = self._nothing
         return False
 
     def _nothing(self, pieces: list[bytes]) -> bool:
-        self.excess += self._pending
-        self._pending = b""
         return False
 
 
@@ -982,7 +990,7 @@ def upstream_headers(
     merged_betas = merge_betas(headers, betas)
     if merged_betas is not None:
         replaced["anthropic-beta"] = [("anthropic-beta", merged_betas)] if merged_betas else []
-    if "anthropic-version" not in headers:
+    if "anthropic-version" not in headers or "anthropic-version" in dropped:
         replaced["anthropic-version"] = [("anthropic-version", ANTHROPIC_VERSION)]
     result: list[tuple[str, str]] = []
     pending_credentials = list(credentials)
@@ -1020,7 +1028,8 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
     dropped = named_by_connection(headers) | NOT_DOWNSTREAM | OWN_HEADERS
     if decoded:
         dropped |= {"content-encoding"}
-    return [pair for pair in headers.pairs if pair[0].lower() not in dropped]
+    return [pair for pair in headers.pairs if pair[0].lower() not in dropped
+            and not pair[0].lower().startswith(NOT_DOWNSTREAM_PREFIXES)]
 
 
 class BetaRule(NamedTuple):
@@ -1051,12 +1060,13 @@ def presented_credentials(headers: Headers) -> list[tuple[str, str, str]]:
     """What a client offers as (header name as sent, its value, the credential in it).
 
     ``Authorization`` counts as ``Bearer KEY`` with the scheme in any case, or as
-    a bare key; other schemes are not keys (their credential is "").
+    a bare key; other schemes are not keys (their credential is "").  An empty
+    header offers nothing.
     """
     found = []
     for name, value in headers.pairs:
         key = name.lower()
-        if key not in CREDENTIAL_HEADERS:
+        if key not in CREDENTIAL_HEADERS or not value:
             continue
         credential = bearer_credential(value) if key == "authorization" else value
         found.append((name, value, credential))
@@ -1150,15 +1160,23 @@ def browser_refusal(
     return ""
 
 
-def cors_headers(origin: str, preflight: bool) -> list[tuple[str, str]]:
-    """Exact CORS for one listed origin; never ``*``."""
-    pairs = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
-    if preflight:
-        pairs.append(("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE"))
-        pairs.append(("Access-Control-Allow-Headers", "*, authorization, x-api-key, content-type"))
-        pairs.append(("Access-Control-Max-Age", "600"))
-    else:
-        pairs.append(("Access-Control-Expose-Headers", "*"))
+def cors_headers(origin: str, exposed: Sequence[str]) -> list[tuple[str, str]]:
+    """Exact CORS for an answer to one listed origin; ``exposed`` are its header names."""
+    return [("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
+            ("Access-Control-Expose-Headers", ", ".join(dict.fromkeys(exposed)))]
+
+
+def preflight_headers(headers: Headers) -> list[tuple[str, str]]:
+    """The answer to a listed origin's preflight: what it asked for, and no more."""
+    pairs = [("Access-Control-Allow-Origin", headers.get("origin")), ("Vary", "Origin"),
+             ("Access-Control-Max-Age", "600")]
+    method = headers.get("access-control-request-method")
+    if TOKEN.fullmatch(method):
+        pairs.append(("Access-Control-Allow-Methods", method))
+    names = [name for name in headers.tokens("access-control-request-headers")
+             if TOKEN.fullmatch(name)]
+    if names:
+        pairs.append(("Access-Control-Allow-Headers", ", ".join(names)))
     return pairs
 
 
@@ -1196,9 +1214,18 @@ class SseDecoder:
         self._fragments.append(data)
         *blocks, rest = b"".join(self._fragments).split(b"\n\n")
         self._fragments, self._fragments_bytes = [], 0
+        events = []
+        for block in blocks:
+            # Counted with the LF of its last line, as it is in fragments: the
+            # bound must not hang on where the reads end.
+            if len(block) >= self._max_event_bytes:
+                self.overflowed = True
+                return events
+            event = self._parse(block)
+            if event is not None:
+                events.append(event)
         self._keep(rest)
-        events = [self._parse(block) for block in blocks]
-        return [event for event in events if event is not None]
+        return events
 
     def between_events(self) -> bytes:
         """What to send after a cut so that the next event begins clean; "" as a rule.
@@ -1213,11 +1240,12 @@ class SseDecoder:
 
     def _with_line_feeds(self, data: bytes) -> bytes:
         """CR and CRLF become LF, also where a read ended between the two."""
+        # Looked at before the LF of a split CRLF goes.  After a lone CR our LF
+        # completes a CRLF: the line is then ended, too.
+        self._ends_line = data.endswith(b"\n")
         if self._skip_line_feed and data.startswith(b"\n"):
             data = data[1:]
         self._skip_line_feed = data.endswith(b"\r")
-        # After a lone CR our LF completes a CRLF: the line is then ended, too.
-        self._ends_line = data.endswith(b"\n")
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return data
@@ -1264,16 +1292,19 @@ def encode_sse_event(event_type: str, value: Any) -> bytes:
 # ---- 6. JSON documents -------------------------------------------------------
 
 
-def _bounded_int(digits: str) -> int:
-    if len(digits) > MAX_NUMERAL_DIGITS:
+def _bounded(numeral: str) -> str:
+    # The cheap look first: a sign, a point and an exponent's letter are no digits.
+    if len(numeral) > MAX_NUMERAL_DIGITS and sum(map(str.isdigit, numeral)) > MAX_NUMERAL_DIGITS:
         raise ValueError("a number has more than %d digits" % MAX_NUMERAL_DIGITS)
-    return int(digits)
+    return numeral
 
 
-def _bounded_float(digits: str) -> float:
-    if len(digits) > MAX_NUMERAL_DIGITS:
-        raise ValueError("a number has more than %d digits" % MAX_NUMERAL_DIGITS)
-    return float(digits)
+def _bounded_int(numeral: str) -> int:
+    return int(_bounded(numeral))
+
+
+def _bounded_float(numeral: str) -> float:
+    return float(_bounded(numeral))
 
 
 def _no_constant(name: str) -> float:
@@ -1350,7 +1381,7 @@ class JsonDocument:
             start = _end(space(text, at + 1))
             value, end = JSON_DECODER.raw_decode(text, start)
             if key in members:
-                raise ValueError("the key %s stands twice" % json.dumps(key))
+                raise ValueError("the key %s stands twice" % json.dumps(key[:40]))
             members[key] = JsonMember(value, start, end)
             at = _end(space(text, end))
             more = text[at:at + 1] == ","
@@ -1368,13 +1399,18 @@ class JsonDocument:
         return default if member is None else member.value
 
     def with_value(self, key: str, value: Any) -> "JsonDocument":
-        """The document with another value for a key that it has; the same one if equal."""
+        """The document with another value for a key that it has; the same one for the same text."""
         member = self.members[key]
-        if member.value == value and type(member.value) is type(value):
+        if isinstance(value, str) and member.value == value:
             return self
         spliced = json.dumps(value, separators=(",", ":"))
         text = self._text[:member.start] + spliced + self._text[member.end:]
-        return JsonDocument(text.encode("utf-8"), text, self._members(text))
+        shift = len(spliced) - (member.end - member.start)
+        members = {name: JsonMember(other.value, other.start + shift, other.end + shift)
+                   if other.start > member.start else other
+                   for name, other in self.members.items()}
+        members[key] = JsonMember(value, member.start, member.end + shift)
+        return JsonDocument(text.encode("utf-8"), text, members)
 
 
 def _end(match: Any) -> int:
@@ -1394,7 +1430,7 @@ def validate_message_request(document: JsonDocument) -> None:
         if key not in document.members:
             raise RequestError(400, "Missing required field: %s" % key)
     model = document.get("model")
-    if not isinstance(model, str) or not model.strip():
+    if not isinstance(model, str) or not model:
         raise RequestError(400, "model: must be a non-empty string")
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -1454,7 +1490,7 @@ class StreamTracker:
 
     def _look_into(self, event: SseEvent) -> None:
         try:
-            value = json.loads(event.data.decode("utf-8", "replace"))
+            value = JSON_DECODER.decode(event.data.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -3793,10 +3829,12 @@ class Engine:
         presented = presented_credentials(exchange.request.headers)
         for name, value, credential in presented:
             key = self._keys.find(credential)
-            if key is None:
-                exchange.own_credentials.append((name, value))
-            else:
+            if key is not None:
                 exchange.record.key = exchange.record.key or key
+            elif not any(self._keys.find(word) for word in value.split()):
+                # Also one that merely holds a gateway key, under some other
+                # scheme, must not go upstream as the client's own.
+                exchange.own_credentials.append((name, value))
         mode = self.config.auth_mode
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not exchange.record.key:
@@ -3812,7 +3850,7 @@ class Engine:
             raise RequestError(404, "no such path: %s" % exchange.path)
         headers = [("Allow", allowed_methods(routes))]
         if exchange.request.headers.get("origin"):
-            headers.extend(cors_headers(exchange.request.headers.get("origin"), preflight=True))
+            headers.extend(preflight_headers(exchange.request.headers))
         return HttpResponse(204, headers)
 
     def _body(self, exchange: Exchange) -> bytes:
@@ -3830,7 +3868,7 @@ class Engine:
             response.headers.append(("request-id", exchange.id))
         origin = exchange.request.headers.get("origin")
         if origin and origin in self.config.cors_origins and exchange.request.method != "OPTIONS":
-            response.headers.extend(cors_headers(origin, preflight=False))
+            response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
         exchange.record.status = response.status
         if isinstance(response.body, bytes):
             exchange.record.bytes_out = len(response.body)

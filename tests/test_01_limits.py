@@ -11,7 +11,7 @@ class PromisedNumbersTest(unittest.TestCase):
     def test_limits_are_those_of_the_contract(self):
         promised = {
             "MAX_REQUEST_LINE_BYTES": 16 * 1024,
-            "MAX_HEADS_COUNT": 100,
+            "MAX_HEADERS_COUNT": 100,
             "MAX_HEAD_BYTES": 64 * 1024,
             "MAX_NUMERAL_DIGITS": 4300,
             "MAX_CLIENT_REQUEST_ID": 128,
@@ -38,7 +38,7 @@ class PromisedNumbersTest(unittest.TestCase):
 
     def test_answers_are_tolerated_beyond_what_requests_may_be(self):
         # Answers come through more proxies than requests do.
-        self.assertGreater(gw.MAX_RESPONSE_HEADERS_COUNT, gw.MAX_HEADS_COUNT)
+        self.assertGreater(gw.MAX_RESPONSE_HEADERS_COUNT, gw.MAX_HEADERS_COUNT)
         self.assertGreater(gw.MAX_RESPONSE_HEAD_BYTES, gw.MAX_HEAD_BYTES)
 
     def test_a_chunk_size_of_all_digits_fits_where_lengths_do(self):

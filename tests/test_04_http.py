@@ -25,6 +25,11 @@ def fed(decoder, pieces):
     return b"".join([decoder.feed(piece) for piece in pieces])
 
 
+def in_bytes(data):
+    """The worst of all splits."""
+    return [data[at:at + 1] for at in range(len(data))]
+
+
 class HeadTestCase(unittest.TestCase):
 
     def assert_refused(self, data, status=400):
@@ -66,7 +71,8 @@ class ParseHeaderLinesTest(unittest.TestCase):
 class ParseRequestHeadTest(HeadTestCase):
 
     def test_gives_method_target_version_and_headers(self):
-        head = gw.parse_request_head(request_head("X-B:  1 ", start="POST /v1/messages?a=b HTTP/1.1"))
+        head = gw.parse_request_head(
+            request_head("X-B:  1 ", start="POST /v1/messages?a=b HTTP/1.1"))
         self.assertEqual((head.method, head.target, head.version),
                          ("POST", "/v1/messages?a=b", 1))
         self.assertEqual(head.headers.pairs, [("Host", "a"), ("X-B", "1")])
@@ -95,11 +101,12 @@ class ParseRequestHeadTest(HeadTestCase):
         starts = [
             "GET  / HTTP/1.1", "GET /  HTTP/1.1", " GET / HTTP/1.1", "GET / HTTP/1.1 ",
             "GET\t/\tHTTP/1.1", "GET / a HTTP/1.1", "GET /", "GET / ", "GET", "", "/ HTTP/1.1",
-            "GET / HTTP/0.9", "GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/11", "GET / HTTP/1.1.1",
-            "GET / http/1.1", "GET / HTTP/1,1", "GET / HTTP/1.\xb2", "GET / HTTPS/1.1",
-            "G(T / HTTP/1.1", "GE\x00T / HTTP/1.1", ": / HTTP/1.1", "M" * 33 + " / HTTP/1.1",
-            "GET\x85/ HTTP/1.1", "GET\xa0/ HTTP/1.1", "GET\x0b/ HTTP/1.1", "GET /\x0c HTTP/1.1",
-            "GET / HTTP/1.1\rHost: a", "GET / HTTP/1.1\nHost: a", "GET / HTTP/1.1\r",
+            "GET / HTTP/0.9", "GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/11",
+            "GET / HTTP/1.1.1", "GET / http/1.1", "GET / HTTP/1,1", "GET / HTTP/1.\xb2",
+            "GET / HTTPS/1.1", "G(T / HTTP/1.1", "GE\x00T / HTTP/1.1", ": / HTTP/1.1",
+            "M" * 33 + " / HTTP/1.1", "GET\x85/ HTTP/1.1", "GET\xa0/ HTTP/1.1", "GET\x0b/ HTTP/1.1",
+            "GET /\x0c HTTP/1.1", "GET / HTTP/1.1\rHost: a", "GET / HTTP/1.1\nHost: a",
+            "GET / HTTP/1.1\r",
         ]
         for start in starts:
             with self.subTest(start):
@@ -188,7 +195,8 @@ class ParseRequestHeadTest(HeadTestCase):
     def test_a_long_header_line_is_the_head_limits_business(self):
         # The server bounds the whole head (section 16); here a line may fill it.
         value = "b" * (gw.MAX_HEAD_BYTES - 100)
-        self.assertEqual(gw.parse_request_head(request_head("A: " + value)).headers.get("a"), value)
+        head = gw.parse_request_head(request_head("A: " + value))
+        self.assertTrue(head.headers.get("a") == value)  # assertEqual would diff it for minutes
 
     def test_every_byte_of_a_head_may_be_lost_without_another_exception(self):
         data = request_head("A: b", start="POST /v1/messages HTTP/1.1", host="Host: [::1]:8045")
@@ -208,7 +216,8 @@ class ParseResponseHeadTest(unittest.TestCase):
             gw.parse_response_head(data)
 
     def test_gives_version_status_and_headers(self):
-        head = gw.parse_response_head(response_head("A:  b ", "a: c", start="HTTP/1.0 529 Over loaded"))
+        head = gw.parse_response_head(
+            response_head("A:  b ", "a: c", start="HTTP/1.0 529 Over loaded"))
         self.assertEqual((head.version, head.status), (0, 529))
         self.assertEqual(head.headers.pairs, [("A", "b"), ("a", "c")])
 
@@ -387,9 +396,9 @@ class ChunkedBodyTest(unittest.TestCase):
             self.assertEqual(decoder.feed(data), payload)
 
     def test_malformed_sizes(self):
-        sizes = [b"0x5", b"0X5", b"+5", b"-5", b"5_0", b"_5", b"", b" 5", b"\t5", b"5h", b"g", b"5,",
-                 b"5.0", b"5 5", b"\xb2", b"\xd9\xa5", b"5\x00", b"5;a\x00", b"5;a\x1b", b"5;a\rb",
-                 b"5\r", b"'5'", b"1" * (gw.MAX_CHUNK_SIZE_DIGITS + 1),
+        sizes = [b"0x5", b"0X5", b"+5", b"-5", b"5_0", b"_5", b"", b" 5", b"\t5", b"5h", b"g",
+                 b"5,", b"5.0", b"5 5", b"\xb2", b"\xd9\xa5", b"5\x00", b"5;a\x00", b"5;a\x1b",
+                 b"5;a\rb", b"5\r", b"'5'", b"1" * (gw.MAX_CHUNK_SIZE_DIGITS + 1),
                  b"0" * gw.MAX_CHUNK_SIZE_DIGITS + b"5", b"f" * 16, b"8000000000000000"]
         for size in sizes:
             with self.subTest(size=size):
@@ -425,7 +434,7 @@ class ChunkedBodyTest(unittest.TestCase):
         room = gw.MAX_CHUNK_LINE_BYTES - 3
         for extra, good in ((-1, True), (0, True), (1, False), (10000, False)):
             data = b"5;" + b"a" * (room + extra) + b"\r\nhello\r\n0\r\n\r\n"
-            for pieces in ([data], [data[:250], data[250:]], [data[at:at + 1] for at in range(len(data))]):
+            for pieces in ([data], [data[:250], data[250:]], in_bytes(data)):
                 with self.subTest(extra=extra, pieces=len(pieces)):
                     if good:
                         self.assertEqual(fed(gw.ChunkedBody(), pieces), b"hello")
@@ -444,8 +453,7 @@ class ChunkedBodyTest(unittest.TestCase):
         most = (gw.MAX_TRAILER_BYTES - 2) // len(line)
         for count, good in ((most - 1, True), (most, True), (most + 1, False), (most * 50, False)):
             data = b"0\r\n" + line * count + b"\r\n"
-            for pieces in ([data], [data[:5000], data[5000:]],
-                           [data[at:at + 1] for at in range(len(data))]):
+            for pieces in ([data], [data[:5000], data[5000:]], in_bytes(data)):
                 with self.subTest(count=count, pieces=len(pieces)):
                     if good:
                         self.assertEqual(fed(gw.ChunkedBody(), pieces), b"")
@@ -470,7 +478,7 @@ class ChunkedBodyTest(unittest.TestCase):
 
     def test_bytes_that_come_after_the_end_are_gathered(self):
         decoder = gw.ChunkedBody()
-        self.assertEqual([decoder.feed(piece) for piece in (b"0\r\n\r\nGE", b"T ", b"/")], [b""] * 3)
+        self.assertEqual(fed(decoder, [b"0\r\n\r\nGE", b"T ", b"/"]), b"")
         self.assertEqual(decoder.excess, b"GET /")
 
 
@@ -484,8 +492,8 @@ class ContentLengthTest(unittest.TestCase):
                 self.assertEqual(gw.content_length(headers), int(value))
 
     def test_anything_else_is_refused(self):
-        values = ["", "+5", "-1", "-0", "5_0", "0x5", "5.0", "1e3", "5,5", "5, 5", " 5", "5 ", "5 5",
-                  "a", "\xb2", "٥", "５", "9" * 19, "9" * 5000]
+        values = ["", "+5", "-1", "-0", "5_0", "0x5", "5.0", "1e3", "5,5", "5, 5", " 5", "5 ",
+                  "5 5", "a", "\xb2", "٥", "５", "9" * 19, "9" * 5000]
         for value in values:
             with self.subTest(value[:20]), self.assertRaises(ValueError):
                 gw.content_length(gw.Headers([("Content-Length", value)]))
@@ -666,7 +674,8 @@ class UpstreamHeadersTest(unittest.TestCase):
         for name in names:
             with self.subTest(name):
                 result = self.up((name, "v"), ("Kept", "k"))
-                self.assertEqual((self.values(result, name.lower()), result[0]), ([], ("Kept", "k")))
+                self.assertEqual(result[0], ("Kept", "k"))
+                self.assertEqual(self.values(result, name.lower()), [])
 
     def test_what_only_looks_like_it_is_kept(self):
         pairs = [("X-Forwarded", "1"), ("Cookies", "1"), ("Refer", "1"), ("X-Proxy", "1"),
@@ -866,7 +875,8 @@ class CredentialsTest(unittest.TestCase):
             ("X-Api-Key", "", "")])
 
     def test_other_headers_hold_none(self):
-        pairs = [("Proxy-Authorization", "Bearer k"), ("Cookie", "x-api-key=k"), ("X-Api-Keys", "k")]
+        pairs = [("Proxy-Authorization", "Bearer k"), ("Cookie", "x-api-key=k"),
+                 ("X-Api-Keys", "k")]
         self.assertEqual(gw.presented_credentials(gw.Headers(pairs)), [])
 
 

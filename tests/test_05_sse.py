@@ -43,6 +43,11 @@ def decoded(pieces, **settings):
     return [tuple(event) for piece in pieces for event in decoder.feed(piece)]
 
 
+def in_bytes(data):
+    """The worst of all splits."""
+    return [data[at:at + 1] for at in range(len(data))]
+
+
 class DecoderTest(unittest.TestCase):
 
     def assert_events(self, data, expected):
@@ -76,7 +81,8 @@ class DecoderTest(unittest.TestCase):
             "two empty lines": (b"data\ndata\n\n", [("message", b"\n")]),
             "comments": (b":\n: x\ndata: a\n:data: b\ndata: c\n\n", [("message", b"a\nc")]),
             "comments alone": (b": ping\n\n: ping\n\n", []),
-            "unknown fields": (b"id: 1\nDATA: x\ndatax: y\n data: z\ndata: a\n\n", [("message", b"a")]),
+            "unknown fields": (b"id: 1\nDATA: x\ndatax: y\n data: z\ndata: a\n\n",
+                               [("message", b"a")]),
             "blank lines between": (b"\n\n\ndata: a\n\n\n\n\ndata: b\n\n", [("message", b"a"),
                                                                          ("message", b"b")]),
             "no end": (b"data: a\n\ndata: b\n", [("message", b"a")]),
@@ -124,7 +130,7 @@ class DecoderTest(unittest.TestCase):
                 data = b"".join(chosen) + b"\n\n"
                 expected = reference(data)
                 # Split where the parts meet, and byte by byte.
-                for pieces in ([data], chosen + (b"\n", b"\n"), [data[at:at + 1] for at in range(len(data))]):
+                for pieces in ([data], chosen + (b"\n", b"\n"), in_bytes(data)):
                     self.assertEqual(decoded(pieces), expected, chosen)
 
     def test_empty_reads_change_nothing(self):
@@ -133,13 +139,15 @@ class DecoderTest(unittest.TestCase):
 
     def test_events_come_with_the_read_that_completes_them(self):
         decoder = gw.SseDecoder()
-        counts = [len(decoder.feed(piece)) for piece in (b"data: a\n", b"\ndata: b\n\nda", b"ta: c\n\r")]
+        pieces = (b"data: a\n", b"\ndata: b\n\nda", b"ta: c\n\r")
+        counts = [len(decoder.feed(piece)) for piece in pieces]
         self.assertEqual(counts, [0, 2, 1])
 
     def test_a_large_event_in_small_pieces_is_whole(self):
         data = b"data: " + b"x" * 500000 + b"\n\n"
         pieces = [data[at:at + 7] for at in range(0, len(data), 7)]
-        self.assertEqual(decoded(pieces), [("message", b"x" * 500000)])
+        # assertEqual would work on the difference for minutes.
+        self.assertTrue(decoded(pieces) == [("message", b"x" * 500000)])
 
 
 class OversizedEventTest(unittest.TestCase):
@@ -165,19 +173,18 @@ class OversizedEventTest(unittest.TestCase):
     def test_over_the_bound_ends_the_decoding_in_pieces(self):
         for size in (self.LIMIT + 1, self.LIMIT * 10):
             data = b"data: first\n\n" + self.event(size) + b"data: never\n\n"
-            pieces = [data[at:at + 1] for at in range(len(data))]
             with self.subTest(size=size):
-                events, decoder = self.feed(pieces)
+                events, decoder = self.feed(in_bytes(data))
                 self.assertEqual((events, decoder.overflowed), ([b"first"], True))
 
     def test_over_the_bound_ends_the_decoding_in_every_split(self):
         """Whether an event is too large must not hang on where the reads end."""
         for size in (self.LIMIT + 1, self.LIMIT * 3):
             data = b"data: first\n\n" + self.event(size) + b"data: never\n\n"
-            for pieces in every_split(data):
-                with self.subTest(size=size, first=len(pieces[0])):
+            with self.subTest(size=size):
+                for pieces in every_split(data):
                     events, decoder = self.feed(pieces)
-                    self.assertEqual((events, decoder.overflowed), ([b"first"], True))
+                    self.assertEqual((events, decoder.overflowed), ([b"first"], True), pieces[:2])
 
     def test_many_small_lines_count_together(self):
         events, decoder = self.feed([b"data: x\n"] * 8 + [b"\n"])
@@ -214,40 +221,38 @@ class BetweenEventsTest(unittest.TestCase):
         yield "CRLF", MESSAGE_STREAM.replace(b"\n", b"\r\n")
         yield "CR", MESSAGE_STREAM.replace(b"\n", b"\r")
         yield "byte order mark", BOM + b"data: x\n\n"
-        yield "mixed", b"event: a\r\ndata: x\r\rdata: y\n\r\ndata: z\r\n\n: c\n\revent: b\ndata: x\r\n\r\n"
+        yield "mixed", (b"event: a\r\ndata: x\r\rdata: y\n\r\ndata: z\r\n\n: c\n\r"
+                        b"event: b\ndata: x\r\n\r\n")
         yield "type behind the data", b"data: x\nevent: message_stop\n\n"
 
     def test_a_cut_at_every_byte_that_was_read_whole(self):
         for name, data in self.streams():
-            for at in range(len(data) + 1):
-                with self.subTest(name, at=at):
+            with self.subTest(name):
+                for at in range(len(data) + 1):
                     self.assert_clean(data[:at], [data[:at]])
 
     def test_a_cut_at_every_byte_that_was_read_byte_by_byte(self):
         for name, data in self.streams():
-            for at in range(len(data) + 1):
-                with self.subTest(name, at=at):
-                    self.assert_clean(data[:at], [data[i:i + 1] for i in range(at)])
+            with self.subTest(name):
+                for at in range(len(data) + 1):
+                    self.assert_clean(data[:at], in_bytes(data[:at]))
 
     def test_a_cut_at_every_byte_that_was_read_in_every_two_pieces(self):
         data = b"event: a\r\ndata: x\r\n\r\nevent: b\r\ndata: y\r\n\r\n"
         for at in range(1, len(data) + 1):
             for pieces in every_split(data[:at]):
-                with self.subTest(at=at, first=len(pieces[0])):
-                    self.assert_clean(data[:at], pieces)
+                self.assert_clean(data[:at], pieces)
 
     def test_a_cut_after_any_short_stream(self):
         parts = (b"\r", b"\n", b"data:x", b"event:y")
         for count in range(1, 6):
             for chosen in itertools.product(parts, repeat=count):
-                with self.subTest(chosen=chosen):
-                    self.assert_clean(b"".join(chosen), chosen)
+                self.assert_clean(b"".join(chosen), chosen)
 
     def test_a_cut_within_and_behind_an_oversized_event(self):
         data = b"data: a\n\nevent: b\ndata: " + b"x" * 40 + b"\n\ndata: c\n\n"
         for at in range(len(data) + 1):
-            with self.subTest(at=at):
-                self.assert_clean(data[:at], [data[i:i + 1] for i in range(at)], max_event_bytes=20)
+            self.assert_clean(data[:at], in_bytes(data[:at]), max_event_bytes=20)
 
     def test_is_empty_between_events(self):
         for data in (b"", b"data: x\n\n", b"data: x\r\n\r\n", b"data: x\r\r", b": c\n\n"):

@@ -1,0 +1,282 @@
+"""Section 6: JSON documents keep every byte that an edit does not mean."""
+
+import json
+import unittest
+
+import claude_gateway as gw
+
+DEEP = 100000
+
+
+class ParseTest(unittest.TestCase):
+
+    def test_values_and_their_places(self):
+        data = '{ "a" : "ä𝄞" ,"b":[1, {"c":2}],\n"d":null}'
+        document = gw.JsonDocument.parse(data.encode("utf-8"))
+        places = {key: data[member.start:member.end] for key, member in document.members.items()}
+        self.assertEqual(places, {"a": '"ä𝄞"', "b": '[1, {"c":2}]', "d": "null"})
+        self.assertEqual({key: document.get(key) for key in "abd"}, json.loads(data))
+
+    def test_keys_keep_their_order(self):
+        self.assertEqual(list(gw.JsonDocument.parse(b'{"z":1,"a":2,"":3}').members), ["z", "a", ""])
+
+    def test_get_gives_the_default_for_what_is_missing_only(self):
+        document = gw.JsonDocument.parse(b'{"a":null,"b":0}')
+        self.assertEqual([document.get("a", 1), document.get("b", 1), document.get("c", 1),
+                          document.get("c")], [None, 0, 1, None])
+
+    def test_data_is_what_came(self):
+        for data in (b"{}", b" {} ", b'\t\r\n{"a":1}\n\n', b'{"\\u0061":1.0}'):
+            with self.subTest(data=data):
+                self.assertEqual(gw.JsonDocument.parse(data).data, data)
+
+    def test_an_empty_object_is_a_document(self):
+        for data in (b"{}", b"{ }", b"\n{\t\r\n}\n"):
+            with self.subTest(data=data):
+                self.assertEqual(gw.JsonDocument.parse(data).members, {})
+
+    def test_every_kind_of_value(self):
+        values = ['""', '"a\\"b\\\\"', "0", "-0", "-1.5e+10", "1E2", "true", "false", "null", "[]",
+                  "{}", '[{"a":[[]]}]', '{"a":1,"a":2}', "1" * 20, '"}"', '",\\"b\\":1"']
+        for value in values:
+            with self.subTest(value):
+                document = gw.JsonDocument.parse(('{"k":%s}' % value).encode("ascii"))
+                self.assertEqual(document.get("k"), json.loads(value))
+
+    def test_agrees_with_the_library_wherever_a_byte_is_lost(self):
+        data = b'{"a" : [1,{"b":"c\\n"}] , "d":-1.5e3,"e":true, "f":"\xc3\xa4"}'
+        for at in range(len(data)):
+            for byte in (b"", b" ", b'"', b",", b"}", b"{", b"\\", b"\x00", b"\xff", b"1"):
+                broken = data[:at] + byte + data[at + 1:]
+                try:
+                    expected = json.loads(broken.decode("utf-8"))
+                except ValueError:
+                    self.assertRaises(ValueError, gw.JsonDocument.parse, broken)
+                else:
+                    document = gw.JsonDocument.parse(broken)
+                    self.assertEqual({key: document.get(key) for key in document.members}, expected)
+
+
+class RefusedTest(unittest.TestCase):
+    """What is a 400: ValueError, and never another exception."""
+
+    def assert_refused(self, data):
+        with self.assertRaises(ValueError):
+            gw.JsonDocument.parse(data)
+
+    def test_what_is_no_json_object(self):
+        table = {
+            "nothing": b"",
+            "blanks": b" \n",
+            "list": b"[]",
+            "list of objects": b'[{"a":1}]',
+            "string": b'"a"',
+            "number": b"1",
+            "null": b"null",
+            "true": b"true",
+            "half": b'{"a":1',
+            "half a key": b'{"a',
+            "half a value": b'{"a":"b',
+            "key alone": b'{"a"}',
+            "no value": b'{"a":}',
+            "no colon": b'{"a" 1}',
+            "brace alone": b"{",
+            "no comma": b'{"a":1 "b":2}',
+            "comma alone": b"{,}",
+            "comma first": b'{,"a":1}',
+            "comma last": b'{"a":1,}',
+            "two commas": b'{"a":1,,"b":2}',
+            "key without quotes": b"{a:1}",
+            "key in single quotes": b"{'a':1}",
+            "number as a key": b"{1:1}",
+            "comment": b'{"a":1 /* b */}',
+            "other blanks": b'{"a":\x0b1}',
+            "no-break space": '{"a":\xa01}'.encode("utf-8"),
+            "line break in a string": b'{"a":"b\nc"}',
+            "NUL in a string": b'{"a":"\x00"}',
+            "half an escape": b'{"a":"\\u12"}',
+            "unknown escape": b'{"a":"\\x41"}',
+            "form data": b"model=a&messages=b",
+        }
+        for name, data in table.items():
+            with self.subTest(name):
+                self.assert_refused(data)
+
+    def test_trailing_garbage(self):
+        for tail in (b"x", b"{}", b"}", b",", b"\x00", b'\n{"a":2}', b" //", b"\xef\xbb\xbf"):
+            with self.subTest(tail=tail):
+                self.assert_refused(b'{"a":1}' + tail)
+
+    def test_numerals_that_are_none(self):
+        for numeral in (b"NaN", b"Infinity", b"-Infinity", b"+1", b"01", b"1.", b".5", b"0x1",
+                        b"1_0", b"1e", b"--1", "٣".encode("utf-8")):
+            with self.subTest(numeral=numeral):
+                self.assert_refused(b'{"a":' + numeral + b"}")
+                self.assert_refused(b'{"a":[' + numeral + b"]}")
+
+    def test_duplicate_keys_at_the_top(self):
+        table = {
+            "alike": b'{"model":"a","model":"a"}',
+            "with others between": b'{"model":"a","b":1,"model":"c"}',
+            "escaped": b'{"model":"a","\\u006dodel":"b"}',
+            "empty": b'{"":1,"":2}',
+            "lone surrogates": b'{"\\ud800":1,"\\uD800":2}',
+        }
+        for name, data in table.items():
+            with self.subTest(name):
+                self.assert_refused(data)
+
+    def test_keys_that_only_look_alike_are_two(self):
+        data = '{"model":1,"Model":2,"model ":3,"ä":4,"a\u0308":5}'.encode("utf-8")
+        self.assertEqual(len(gw.JsonDocument.parse(data).members), 5)
+
+    def test_duplicate_keys_below_are_the_upstreams_to_judge(self):
+        gw.JsonDocument.parse(b'{"metadata":{"a":1,"a":2}}')
+
+    def test_what_is_not_utf_8(self):
+        text = '{"a":"ä"}'
+        table = {
+            "Latin-1": text.encode("latin-1"),
+            "byte order mark": b"\xef\xbb\xbf" + text.encode("utf-8"),
+            "UTF-16 with its mark": text.encode("utf-16"),
+            "UTF-16LE": text.encode("utf-16-le"),
+            "UTF-16BE": text.encode("utf-16-be"),
+            "UTF-32": text.encode("utf-32"),
+            "UTF-32LE": text.encode("utf-32-le"),
+            "encoded surrogate": b'{"a":"\xed\xa0\x80"}',
+            "overlong": b'{"a":"\xc0\xaf"}',
+            "cut character": b'{"a":"\xc3"}',
+            "above Unicode": b'{"a":"\xf4\x90\x80\x80"}',
+            "in a key": b'{"\xff":1}',
+            "gzip": b"\x1f\x8b\x08\x00",
+        }
+        for name, data in table.items():
+            with self.subTest(name):
+                self.assert_refused(data)
+
+    def test_more_digits_than_the_bound(self):
+        digits = "1" * (gw.MAX_NUMERAL_DIGITS + 1)
+        for numeral in (digits, "-" + digits, "0." + digits, digits + ".5", digits + "e5",
+                        "1" * 1000000):
+            with self.subTest(numeral[:3], length=len(numeral)):
+                self.assert_refused(('{"a":%s}' % numeral).encode("ascii"))
+                self.assert_refused(('{"a":{"b":[%s]}}' % numeral).encode("ascii"))
+
+    def test_as_many_digits_as_the_bound(self):
+        """Digits are counted: a sign, a point and an exponent's letter are none."""
+        digits = "1" * gw.MAX_NUMERAL_DIGITS
+        for numeral in (digits, "-" + digits, digits[:-1] + ".5", "-" + digits[:-2] + ".5e5"):
+            with self.subTest(numeral[:2], length=len(numeral)):
+                data = ('{"a":%s}' % numeral).encode("ascii")
+                self.assertEqual(gw.JsonDocument.parse(data).data, data)
+
+    def test_deep_nesting(self):
+        table = {
+            "lists": b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}",
+            "objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+            "both": b'{"a":' + b'[{"b":' * DEEP + b"1" + b"}]" * DEEP + b"}",
+            "without an end": b'{"a":' + b"[" * DEEP,
+            "below another key": b'{"a":1,"b":{"c":' + b"[" * DEEP + b"]" * DEEP + b"}}",
+        }
+        for name, data in table.items():
+            with self.subTest(name):
+                self.assert_refused(data)
+
+    def test_nesting_as_people_use_it_passes(self):
+        data = b'{"a":' + b'[{"b":' * 50 + b"1" + b"}]" * 50 + b"}"
+        self.assertEqual(gw.JsonDocument.parse(data).data, data)
+
+    def test_says_what_is_wrong(self):
+        table = {
+            b"\xff": "UTF-8",
+            b"[]": "not a JSON object",
+            b'{"a":1}x': "follows",
+            b'{"model":1,"model":2}': '"model" stands twice',
+            b'{"a":NaN}': "NaN is not JSON",
+            b'{"a":' + b"[" * DEEP: "deep",
+            b'{"a":' + b"1" * 5000 + b"}": "4300 digits",
+        }
+        for data, word in table.items():
+            with self.subTest(data=data[:20]):
+                self.assertRaisesRegex(ValueError, word, gw.JsonDocument.parse, data)
+
+
+class LoneSurrogateTest(unittest.TestCase):
+
+    def test_pass_as_they_came(self):
+        data = b'{"a":"\\ud800","\\uDFFF":"\\udfff\\ud800","b":"\\ud83d\\ude00"}'
+        document = gw.JsonDocument.parse(data)
+        self.assertEqual((document.data, document.get("a")), (data, "\ud800"))
+
+    def test_beside_an_edit_keep_their_bytes(self):
+        document = gw.JsonDocument.parse(b'{"a":"\\uD800","m":"x"}')
+        self.assertEqual(document.with_value("m", "y").data, b'{"a":"\\uD800","m":"y"}')
+
+    def test_in_an_edit_are_escaped(self):
+        document = gw.JsonDocument.parse(b'{"m":"x"}').with_value("m", "\ud800")
+        self.assertEqual((document.data, document.get("m")), (b'{"m":"\\ud800"}', "\ud800"))
+
+
+class WithValueTest(unittest.TestCase):
+
+    def test_everything_else_keeps_its_bytes(self):
+        # %s is where the value stands, which is edited.
+        templates = {
+            "spacing": '\n{ "a" :\t1 ,\r\n "m" :  %s  , "z" : [ ] }\n ',
+            "numbers": '{"a":0.10,"b":1.0,"c":1e2,"d":1E+2,"e":-0,"f":-0.0,"m":%s,"g":9%s}'
+                       % ("%s", "9" * 40),
+            "a number above doubles": '{"a":1e999,"m":%s}',
+            "escapes": '{"a":"\\u0061\\/\\ud83d\\ude00\\n","m":%s,"\\u0062":"\\u00E4"}',
+            "Unicode": '{"ä":"𝄞\u2028\ufeff","m":%s,"b":"鍵\x7f"}',
+            "order": '{"z":1,"m":%s,"a":2,"":3}',
+            "nested keys of that name": '{"x":{"m":"old"},"m":%s,"y":[{"m":"old"}]}',
+            "text that looks like it": '{"x":"\\"m\\":\\"old\\"","m":%s}',
+            "nested duplicates": '{"x":{"a":1,"a":2},"m":%s}',
+            "first": '{"m":%s,"a":1}',
+            "last": '{"a":1,"m":%s}',
+            "alone": '{"m":%s}',
+            "an escaped key": '{"\\u006d":%s,"a":1}',
+        }
+        for name, template in templates.items():
+            for old in ('"old"', "null", "1.50", '[1, {"m":"x"}]', '"ä𝄞\\u0000"'):
+                with self.subTest(name, old=old):
+                    data = (template.replace("%s", old)).encode("utf-8")
+                    edited = gw.JsonDocument.parse(data).with_value("m", "new")
+                    self.assertEqual(edited.data, template.replace("%s", '"new"').encode("utf-8"))
+                    self.assertEqual(edited.get("m"), "new")
+
+    def test_the_document_itself_does_not_change(self):
+        data = b'{"m": "a", "n": 1}'
+        document = gw.JsonDocument.parse(data)
+        document.with_value("m", "much longer than before")
+        self.assertEqual((document.data, document.get("m")), (data, "a"))
+
+    def test_an_equal_value_is_the_same_document(self):
+        document = gw.JsonDocument.parse(b'{"m":"\\u0061","n":[1, 2],"o":1.0}')
+        for key, value in (("m", "a"), ("n", [1, 2]), ("o", 1.0)):
+            with self.subTest(key):
+                self.assertIs(document.with_value(key, value), document)
+
+    def test_a_value_of_another_type_is_another_value(self):
+        table = [(b'{"m":1}', True, b'{"m":true}'), (b'{"m":1}', 1.0, b'{"m":1.0}'),
+                 (b'{"m":false}', 0, b'{"m":0}'), (b'{"m":0}', None, b'{"m":null}')]
+        for data, value, expected in table:
+            with self.subTest(data=data, value=value):
+                self.assertEqual(gw.JsonDocument.parse(data).with_value("m", value).data, expected)
+
+    def test_edits_can_follow_each_other(self):
+        document = gw.JsonDocument.parse(b'{"a": "1" ,"b":2, "c":"3"}')
+        for value in ("long" * 10, "", "ä", '"}{', "1"):
+            document = document.with_value("a", value).with_value("c", {"d": value})
+            self.assertEqual((document.get("a"), document.get("b"), document.get("c")),
+                             (value, 2, {"d": value}))
+            self.assertEqual(json.loads(document.data.decode("utf-8"))["c"], {"d": value})
+        self.assertEqual(document.data, b'{"a": "1" ,"b":2, "c":{"d":"1"}}')
+
+    def test_a_key_that_is_not_there_is_a_fault_of_ours(self):
+        with self.assertRaises(KeyError):
+            gw.JsonDocument.parse(b"{}").with_value("m", 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
