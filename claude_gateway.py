@@ -1399,11 +1399,12 @@ class JsonDocument:
         return default if member is None else member.value
 
     def with_value(self, key: str, value: Any) -> "JsonDocument":
-        """The document with another value for a key that it has; the same one for the same text."""
+        """The document with another value for a key that it has; the same one if equal."""
         member = self.members[key]
-        if isinstance(value, str) and member.value == value:
-            return self
         spliced = json.dumps(value, separators=(",", ":"))
+        # As JSON, since to Python 1, 1.0 and True are equal.
+        if spliced == json.dumps(member.value, separators=(",", ":")):
+            return self
         text = self._text[:member.start] + spliced + self._text[member.end:]
         shift = len(spliced) - (member.end - member.start)
         members = {name: JsonMember(other.value, other.start + shift, other.end + shift)
