@@ -90,9 +90,9 @@ import urllib.parse
 import urllib.request
 import weakref
 import zlib
+from functools import partial
 from typing import Any
 from typing import Callable
-from typing import Dict
 from typing import Iterable
 from typing import Iterator
 from typing import Mapping
@@ -129,12 +129,16 @@ MAX_TRAILER_BYTES = 8 * 1024
 # One socket read.  64 KiB is a default socket buffer's worth: larger reads gain
 # nothing measurable, smaller ones cost a call per event burst.
 READ_BYTES = 64 * 1024
+# What a client must take within client_seconds.
+SEND_BYTES = 256 * 1024
 
-# A JSON answer is collected before it goes down, so that a broken one can be a
-# 502.  The largest messages are a few MB; above this it is relayed as it comes.
+# A message as JSON is collected before it goes down, so that a broken one can be
+# a 502.  The largest messages are a few MB; what is above this is refused.
 MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 # An upstream's error body is kept while other accounts are tried.
 MAX_ERROR_BODY_BYTES = 1024 * 1024
+# How long such an error body may take: the next account is waiting meanwhile.
+ERROR_BODY_SECONDS = 3.0
 # What one step of decompression may put out; a bomb then costs time, not memory.
 MAX_INFLATED_STEP_BYTES = 1024 * 1024
 
@@ -149,6 +153,9 @@ MAX_NUMERAL_DIGITS = 4300
 # more as a rule; those that close earlier are noticed before reuse.
 POOL_IDLE_SECONDS = 55.0
 POOL_IDLE_PER_ORIGIN = 128
+# A pooled connection that the upstream had closed fails within a round trip; one
+# that fails later has taken the request, which must not be sent twice for that.
+STALE_SECONDS = 2.0
 
 # After an early answer (401, 413 …) the rest of the body is read and thrown
 # away, since closing with unread input resets the connection and the client
@@ -157,6 +164,11 @@ MAX_DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_SECONDS = 5.0
 # An unread body this small is drained and the connection kept.
 MAX_KEPT_DRAIN_BYTES = 256 * 1024
+# A body may take client_seconds, and a second more for each of these: a byte now
+# and then would hold a thread for ever.
+MIN_BODY_BYTES_PER_SECOND = 1024
+# Blank lines in front of a request (RFC 9112 section 2.2 wants one tolerated).
+MAX_BLANK_LINES = 2
 
 # Waiting connections that the kernel may queue; the default of 5 loses clients
 # at 64 in parallel.  The kernel caps it at net.core.somaxconn.
@@ -169,6 +181,11 @@ LOG_FLUSH_SECONDS = 2.0
 RECORDS_KEPT = 1000
 LOG_QUEUE_LINES = 10000
 MAX_CLIENT_REQUEST_ID = 128
+# The longest id known has 40; it goes into records, log lines and a header.
+MAX_MODEL_CHARS = 512
+MAX_TOLD_CHARS = 100
+# Shorter credentials (local servers take any word) would be found in honest text.
+MIN_MASKED_CHARS = 16
 MAX_REMEMBERED_NOTICES = 100
 MODELS_PAGE_DEFAULT = 1000
 
@@ -199,6 +216,7 @@ CREDENTIAL_HEADERS = (
 )
 # Never sent upstream: they describe the client's way to us, or are for us alone.
 NOT_UPSTREAM = HOP_BY_HOP | frozenset([
+    "content-length",
     "cookie",
     "expect",
     "forwarded",
@@ -556,7 +574,7 @@ class HttpResponse:
         if on_close is not None:
             on_close(ended)
 
-    def then(self, on_close: Callable[[str], None]) -> "HttpResponse":
+    def then(self, on_close: Callable[[str], None]) -> HttpResponse:
         """The same answer with ``on_close`` called after what is already to be called."""
         before = self._on_close
 
@@ -587,6 +605,22 @@ class SseEvent(NamedTuple):
 
     type: str
     data: bytes
+
+
+class Outcome(NamedTuple):
+    """What came of one upstream call: what the retry policy and the accounts look at.
+
+    ``kind`` is "answer" for a response head, else the UpstreamError's kind;
+    ``status`` is the answer's, 0 without one; ``final`` is the upstream's
+    ``x-should-retry: false``; ``transparent`` means the client's own credential;
+    ``repeatable`` is false for a request that must not be done twice.
+    """
+
+    kind: str
+    status: int = 0
+    final: bool = False
+    transparent: bool = False
+    repeatable: bool = True
 
 
 class Usage:
@@ -737,6 +771,37 @@ def encode_chunk(data: bytes) -> bytes:
 
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+
+def http_date(seconds: float) -> str:
+    """The Date header's form (RFC 9110 section 5.6.7), in English whatever the locale.
+
+    >>> http_date(784111777)
+    'Sun, 06 Nov 1994 08:49:37 GMT'
+    """
+    now = time.gmtime(seconds)
+    return "%s, %02d %s %04d %02d:%02d:%02d GMT" % (
+        ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[now.tm_wday], now.tm_mday,
+        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov",
+         "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
+
+
+def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
+    """An answer's head with its framing: the one place where downstream heads are made."""
+    pairs = [pair for pair in response.headers]
+    if not any(name.lower() == "date" for name, _ in pairs):
+        pairs.append(("Date", date))
+    if response.status not in (204, 304):
+        if response.length is not None:
+            pairs.append(("Content-Length", str(response.length)))
+        elif head.version == 1:
+            pairs.append(("Transfer-Encoding", "chunked"))
+    if not keep:
+        pairs.append(("Connection", "close"))
+    elif head.version == 0:
+        pairs.append(("Connection", "keep-alive"))
+    reason = REASONS.get(response.status, "Status")
+    return encode_head("HTTP/1.1 %d %s" % (response.status, reason), pairs)
 
 
 class NoBody:
@@ -932,6 +997,14 @@ def request_body_decoder(head: Head) -> BodyDecoder:
     return NoBody()
 
 
+def told_length(headers: Headers) -> Optional[int]:
+    """The Content-Length of an answer to HEAD, which frames nothing; None for a malformed one."""
+    try:
+        return content_length(headers)
+    except ValueError:
+        return None
+
+
 def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
     """How an answer's body is framed (RFC 9112 section 6.3).  Raises UpstreamMalformed."""
     if method == "HEAD" or head.status in (204, 304):
@@ -956,6 +1029,51 @@ def wants_close(version: int, headers: Headers) -> bool:
     return "close" in options
 
 
+class Inflater:
+    """Undoes gzip or deflate in bounded steps, so that a bomb costs no memory."""
+
+    def __init__(self, coding: str) -> None:
+        # Some servers send raw deflate where zlib's wrapping is due.
+        self._raw_allowed = coding == "deflate"
+        self._engine = zlib.decompressobj(47)  # gzip or zlib, by the header
+        self._begun = False
+        self._first = b""
+        self.waiting = b""
+
+    CODINGS = ("gzip", "x-gzip", "deflate")
+
+    def feed(self, data: bytes) -> bytes:
+        """Up to MAX_INFLATED_STEP_BYTES; what is left waits in ``waiting``.  Raises ValueError."""
+        data = self.waiting + data
+        self.waiting = b""
+        if not self._begun and len(data) == 1:
+            # One byte does not tell raw deflate from zlib's wrapping.
+            self._first, data = data, b""
+            self._begun = True
+            return b""
+        data, self._first = self._first + data, b""
+        self._begun = True
+        if self._engine.eof and data:
+            # A gzip file may have several members, one after the other.
+            self._engine = zlib.decompressobj(47)
+        try:
+            result = self._engine.decompress(data, MAX_INFLATED_STEP_BYTES)
+        except zlib.error as error:
+            if not self._raw_allowed:
+                raise ValueError("bad compressed data: %s" % error) from None
+            self._raw_allowed = False
+            self._engine = zlib.decompressobj(-15)
+            return self.feed(data)
+        self._raw_allowed = False
+        self.waiting = self._engine.unconsumed_tail or self._engine.unused_data
+        return result
+
+    def feed_eof(self) -> None:
+        """Raises EOFError where the compressed data have no end."""
+        if self._begun and not self._engine.eof:
+            raise EOFError("compressed data are cut")
+
+
 # -- header sets up and down
 
 
@@ -971,7 +1089,7 @@ def upstream_headers(
     host: str,
     body_length: Optional[int],
     credentials: Sequence[tuple[str, str]],
-    betas: "BetaRule",
+    betas: BetaRule,
     extra: Sequence[tuple[str, str]] = (),
 ) -> list[tuple[str, str]]:
     """The headers that go upstream, in the client's order and spelling.
@@ -993,31 +1111,26 @@ def upstream_headers(
     if "anthropic-version" not in headers or "anthropic-version" in dropped:
         replaced["anthropic-version"] = [("anthropic-version", ANTHROPIC_VERSION)]
     result: list[tuple[str, str]] = []
-    pending_credentials = list(credentials)
+    unsent = list(credentials)
     for name, value in headers.pairs:
         key = name.lower()
         if key in CREDENTIAL_HEADERS:
-            if (name, value) in pending_credentials:
+            # The client's own keep their places; an account's takes the first.
+            if (name, value) in unsent:
                 result.append((name, value))
-                pending_credentials.remove((name, value))
-            elif pending_credentials and pending_credentials[0] not in headers.pairs:
-                result.extend(pending_credentials)
-                pending_credentials = []
-        elif key == "content-length" and body_length is None:
-            continue
+                unsent.remove((name, value))
+            elif unsent and unsent[0] not in headers.pairs:
+                result.append(unsent.pop(0))
         elif key in replaced:
             result.extend((name, new) for _, new in replaced[key])
             replaced[key] = []
-        elif not (key in NOT_UPSTREAM or key in dropped or key in own
+        elif not (key in NOT_UPSTREAM or key in dropped
                   or key.startswith(NOT_UPSTREAM_PREFIXES)):
             result.append((name, value))
-    result.extend(pending_credentials)
+    result.extend(unsent)
     for pairs in replaced.values():
         result.extend(pairs)
-    # `own` names are left out above unless they are framing's; theirs come last.
-    result = [pair for pair in result if pair[0].lower() not in own]
-    result.extend(extra)
-    return result
+    return [pair for pair in result if pair[0].lower() not in own] + list(extra)
 
 
 def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]:
@@ -1030,6 +1143,11 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
         dropped |= {"content-encoding"}
     return [pair for pair in headers.pairs if pair[0].lower() not in dropped
             and not pair[0].lower().startswith(NOT_DOWNSTREAM_PREFIXES)]
+
+
+def is_event_stream(headers: Headers) -> bool:
+    """Whether an answer is an event stream by its type."""
+    return headers.get("content-type").split(";")[0].strip().lower() == "text/event-stream"
 
 
 class BetaRule(NamedTuple):
@@ -1149,8 +1267,8 @@ def browser_refusal(
     nothing: Node's own fetch sends it.
     """
     host, _ = split_host(headers.get("host"))
-    allowed = [name.lower() for name in allowed_hosts]
-    if auth_off and "host" in headers and not (is_loopback(host) or host in allowed):
+    allowed = [split_host(name)[0] for name in allowed_hosts]
+    if auth_off and not (is_loopback(host) or host in allowed):
         return "host %s is not allowed; add it to allowed_hosts" % json.dumps(host)
     origin = headers.get("origin")
     if origin and origin not in cors_origins:
@@ -1164,6 +1282,11 @@ def cors_headers(origin: str, exposed: Sequence[str]) -> list[tuple[str, str]]:
     """Exact CORS for an answer to one listed origin; ``exposed`` are its header names."""
     return [("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
             ("Access-Control-Expose-Headers", ", ".join(dict.fromkeys(exposed)))]
+
+
+def is_preflight(headers: Headers) -> bool:
+    """Whether an OPTIONS is a browser's question before a request; it carries no key."""
+    return "origin" in headers and "access-control-request-method" in headers
 
 
 def preflight_headers(headers: Headers) -> list[tuple[str, str]]:
@@ -1345,7 +1468,7 @@ class JsonDocument:
         self.members = members
 
     @classmethod
-    def parse(cls, data: bytes) -> "JsonDocument":
+    def parse(cls, data: bytes) -> JsonDocument:
         """Raises ValueError for what is not a JSON object in UTF-8, or has a key twice.
 
         A key that stands twice is refused: we would look at one value and the
@@ -1398,7 +1521,7 @@ class JsonDocument:
         member = self.members.get(key)
         return default if member is None else member.value
 
-    def with_value(self, key: str, value: Any) -> "JsonDocument":
+    def with_value(self, key: str, value: Any) -> JsonDocument:
         """The document with another value for a key that it has; the same one if equal."""
         member = self.members[key]
         spliced = json.dumps(value, separators=(",", ":"))
@@ -1433,6 +1556,8 @@ def validate_message_request(document: JsonDocument) -> None:
     model = document.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError(400, "model: must be a non-empty string")
+    if len(model) > MAX_MODEL_CHARS:
+        raise RequestError(400, "model: longer than %d characters" % MAX_MODEL_CHARS)
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError(400, "messages: must be a non-empty list")
@@ -1449,6 +1574,23 @@ def parse_message_request(body: bytes) -> JsonDocument:
         raise RequestError(400, "invalid JSON: %s" % error) from None
     validate_message_request(document)
     return document
+
+
+def checked_answer(headers: Headers, body: bytes) -> dict:
+    """The object in the body of a 2xx: anything else is a log-in page, or cut.
+
+    Raises UpstreamMalformed.  What we cannot decode is the client's to judge.
+    """
+    coding = headers.get("content-encoding", "identity").lower()
+    if coding not in ("identity", *Inflater.CODINGS):
+        return {}
+    try:
+        value = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UpstreamMalformed("upstream answered with something that is not a message")
+    return value
 
 
 class StreamTracker:
@@ -1500,7 +1642,7 @@ class StreamTracker:
             self.complete = True
             error = value.get("error")
             kind = error.get("type") if isinstance(error, dict) else None
-            self.error_type = kind if isinstance(kind, str) else "error"
+            self.error_type = kind[:MAX_TOLD_CHARS] if isinstance(kind, str) else "error"
         elif event.type == "message_start":
             message = value.get("message")
             self.usage.update(message.get("usage") if isinstance(message, dict) else None)
@@ -1508,7 +1650,8 @@ class StreamTracker:
             self.usage.update(value.get("usage"))
             delta = value.get("delta")
             reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-            self.stop_reason = reason if isinstance(reason, str) else self.stop_reason
+            if isinstance(reason, str):
+                self.stop_reason = reason[:MAX_TOLD_CHARS]
 
 
 def error_event(error: GatewayError, request_id: str) -> bytes:
@@ -1589,13 +1732,27 @@ class Problems:
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self._paths: set[str] = set()
+        self._settled: list[str] = []
 
     def error(self, path: str, message: str) -> None:
         """A fault: the configuration cannot be used.  The first of a path is enough:
         what follows from it would only hide the others."""
-        if path not in self._paths:
+        if path not in self._paths and not path.startswith(tuple(self._settled)):
             self._paths.add(path)
             self.errors.append("%s: %s" % (path, message))
+
+    def settled(self, path: str) -> None:
+        """What a path holds is not to be looked into: its fault has been told."""
+        self._settled.append(path + ".")
+
+    def has(self, path: str) -> bool:
+        """Whether a path, or one within it, is at fault already."""
+        return any(known == path or known.startswith((path + ".", path + "["))
+                   for known in self._paths)
+
+    def told(self, path: str) -> bool:
+        """Whether a path itself is at fault."""
+        return path in self._paths
 
     def warn(self, path: str, message: str) -> None:
         """Usable, but probably not what was meant."""
@@ -1626,6 +1783,14 @@ def read_text(value: Any, path: str, problems: Problems) -> str:
     return value
 
 
+def read_header_text(value: Any, path: str, problems: Problems) -> str:
+    """A string that will travel in a header, whose bytes are Latin-1."""
+    text = read_text(value, path, problems)
+    if any(ord(char) > 255 for char in text):
+        problems.error(path, "must be Latin-1, since it is sent in a header")
+    return text
+
+
 def read_secret(value: Any, path: str, problems: Problems) -> Secret:
     """A credential: visible ASCII, since it travels in a header."""
     text = read_text(value, path, problems).strip()
@@ -1651,22 +1816,29 @@ def number(low: float, high: float, whole: bool = False) -> Reader:
                            % ("whole " if whole else "", described(value)))
             return low
         if not low <= value <= high:
-            problems.error(path, "must be from %g to %g" % (low, high))
+            problems.error(path, "must be from %s to %s" % (plain_number(low), plain_number(high)))
         return value
 
     return read
 
 
-def choice(*names: str) -> Reader:
-    """A reader of one of a few words."""
+def plain_number(value: float) -> str:
+    """A number as people write it: 2147483648, not 2.14748e+09."""
+    return str(int(value)) if value == int(value) else str(value)
 
-    def read(value: Any, path: str, problems: Problems) -> Any:
-        if value not in names:
+
+class Choice:
+    """A reader of one of a few words, its ``names``."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __call__(self, value: Any, path: str, problems: Problems) -> Any:
+        """The word; a fault where it is none of them."""
+        if value not in self.names:
             problems.error(path, "must be one of %s%s"
-                           % (", ".join(names), nearest(value, names)))
+                           % (", ".join(self.names), nearest(value, self.names)))
         return value
-
-    return read
 
 
 def list_of(reader: Reader) -> Reader:
@@ -1710,7 +1882,7 @@ def text_or_list(value: Any, path: str, problems: Problems) -> tuple[str, ...]:
 
 def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[str, str], ...]:
     """Extra headers; names must be tokens, and not the ones that we set ourselves."""
-    pairs = map_of(read_text)(value, path, problems)
+    pairs = map_of(read_header_text)(value, path, problems)
     refused = HOP_BY_HOP | frozenset(CREDENTIAL_HEADERS) | {"host", "content-length"}
     for name in pairs:
         if TOKEN.fullmatch(name) is None:
@@ -1726,6 +1898,11 @@ def read_origin(value: Any, path: str, problems: Problems) -> str:
     if text and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", text):
         problems.error(path, "must be an origin such as https://app.example (never *)")
     return text
+
+
+def literal_count(glob: str) -> int:
+    """How many characters of a glob stand for themselves; a set stands for none."""
+    return len(re.sub(r"\[!?\]?[^\]]*\]|[*?]", "", glob))
 
 
 class BaseUrl(NamedTuple):
@@ -1759,25 +1936,29 @@ def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
     try:
         parts = urllib.parse.urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        problems.error(path, "is not a URL (%s)" % error)
+        host = parts.hostname or ""
+        host.encode("idna")
+    except ValueError:
+        # Without the exception's words: they quote parts that may be secret.
+        problems.error(path, "is not a URL (its host or its port is malformed)")
         return nowhere
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not host:
         problems.error(path, "must begin with https:// or http:// and name a host")
         return nowhere
     if parts.username is not None or parts.query or parts.fragment:
         problems.error(path, "must not hold a user, a query or a fragment")
     if BAD_IN_TARGET.search(text):
         problems.error(path, "must be visible ASCII")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(host):
         problems.warn(path, "plain http: prompts and credentials travel unencrypted")
     prefix = parts.path.rstrip("/")
-    if prefix.endswith("/v1"):
+    found = re.fullmatch(r"(.*?)/+v1(/messages)?", prefix)
+    if found:
         # People copy the URL with its version; the paths we append have one.
         problems.warn(path, "ends in /v1, which the gateway appends itself; left out")
-        prefix = prefix[:-3]
+        prefix = found.group(1).rstrip("/")
     port = port or (443 if parts.scheme == "https" else 80)
-    return BaseUrl(parts.scheme, parts.hostname, port, prefix)
+    return BaseUrl(parts.scheme, host, port, prefix)
 
 
 class ProxyAddress(NamedTuple):
@@ -1796,7 +1977,13 @@ def parse_proxy(text: str) -> ProxyAddress:
 
     Raises ValueError.  A proxy that is itself reached over TLS is not supported.
     """
-    parts = urllib.parse.urlsplit(text if "://" in text else "http://" + text)
+    try:
+        parts = urllib.parse.urlsplit(text if "://" in text else "http://" + text)
+        port = parts.port or 80
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        # Without the exception's words: they may quote the password.
+        raise ValueError("the proxy's host or port is malformed") from None
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError("a proxy must be http://HOST:PORT")
     authorization = None
@@ -1805,7 +1992,7 @@ def parse_proxy(text: str) -> ProxyAddress:
                           urllib.parse.unquote(parts.password or ""))
         token = base64.b64encode(encode_lossless(pair)).decode("ascii")
         authorization = Secret("Basic " + token)
-    return ProxyAddress(parts.hostname, parts.port or 80, authorization)
+    return ProxyAddress(parts.hostname, port, authorization)
 
 
 def read_proxy(value: Any, path: str, problems: Problems) -> Optional[ProxyAddress]:
@@ -1850,7 +2037,7 @@ CLIENT_KEY_SETTINGS = (
 )
 
 ACCOUNT_SETTINGS = (
-    Setting("name", read_text, None, "told to clients as X-Account-Email, and in logs"),
+    Setting("name", read_header_text, None, "told to clients as X-Account-Email, and in logs"),
     Setting("api_key", read_secret, None, "sent in the provider's credential_header"),
     Setting("auth_token", read_secret, None, "sent as Authorization: Bearer"),
     Setting("key_command", not_yet("credential renewal"), None, "a command that prints the key"),
@@ -1868,22 +2055,22 @@ ACCOUNT_SETTINGS = (
 )
 
 PROVIDER_SETTINGS = (
-    Setting("name", read_text, None, "told to clients as X-Gateway-Provider"),
+    Setting("name", read_header_text, None, "told to clients as X-Gateway-Provider"),
     Setting("preset", read_text, None, "known defaults; the name's own where there is one"),
-    Setting("type", choice("anthropic"), "anthropic", "the protocol it speaks"),
+    Setting("type", Choice("anthropic"), "anthropic", "the protocol it speaks"),
     Setting("base_url", read_url, None, "what stands in front of /v1/messages"),
     Setting("owned_by", read_text, None, "the owner in model lists"),
     Setting("models", list_of(read_text), None, "ids to list; they inform, they never refuse"),
     Setting("model_map", map_of(read_text), {}, "client's id or glob to the upstream's id"),
     Setting("default_model", read_text, None, "for ids that the provider does not know"),
-    Setting("credential_header", choice("x-api-key", "authorization"), None,
+    Setting("credential_header", Choice("x-api-key", "authorization"), None,
             "where api_key is sent"),
     Setting("betas.add", list_of(read_text), (), "anthropic-beta tokens to add"),
     Setting("betas.drop", list_of(read_text), (), "globs of anthropic-beta tokens to drop"),
     Setting("headers", read_header_map, (), "extra headers for the upstream"),
     Setting("sanitize", lambda value, path, problems: value, None, "repairs of the body",
             pending="sanitizing"),
-    Setting("count_tokens", choice("upstream", "estimate"), "upstream", "who counts tokens",
+    Setting("count_tokens", Choice("upstream", "estimate"), "upstream", "who counts tokens",
             pending="the estimate"),
     Setting("proxy", read_proxy, None, "an HTTP proxy for this provider alone"),
     Setting("ca_file", read_text, None, "certificates trusted beside the system's"),
@@ -1899,7 +2086,7 @@ SETTINGS = (
     Setting("host", read_text, "127.0.0.1", "address to listen on", flag="--host"),
     Setting("port", number(0, 65535, whole=True), 8045, "port to listen on; 0 takes any free one",
             flag="--port"),
-    Setting("auth.mode", choice("auto", "off", "all_except_health", "strict"), "auto",
+    Setting("auth.mode", Choice("auto", "off", "all_except_health", "strict"), "auto",
             "who needs a key", flag="--auth"),
     Setting("auth.api_keys", lambda value, path, problems: read_client_keys(value, path, problems),
             (), "keys that clients present", flag="--api-key", env="CLAUDE_GATEWAY_API_KEY"),
@@ -1908,7 +2095,7 @@ SETTINGS = (
             flag="--upstream, --upstream-key",
             env="CLAUDE_GATEWAY_UPSTREAM, CLAUDE_GATEWAY_UPSTREAM_KEY"),
     Setting("routing.strategy",
-            choice("failover", "round_robin", "weighted", "shuffle", "least_loaded"), "failover",
+            Choice("failover", "round_robin", "weighted", "shuffle", "least_loaded"), "failover",
             "how accounts are chosen", pending="other strategies than failover"),
     Setting("routing.models", map_of(text_or_list), {},
             "glob of model ids to a provider or a list"),
@@ -1919,7 +2106,7 @@ SETTINGS = (
     Setting("retry.max_attempts", number(1, 10, whole=True), 3, "upstream calls per request"),
     Setting("retry.max_wait_seconds", number(0, 600), 30, "waiting per request",
             pending="waiting for accounts"),
-    Setting("timeouts.connect_seconds", number(0.1, 300), 10, "name, TCP and TLS together"),
+    Setting("timeouts.connect_seconds", number(0.1, 300), 10, "TCP and TLS together"),
     Setting("timeouts.first_byte_seconds", number(0.1, 3600), 120, "until the response head"),
     Setting("timeouts.idle_seconds", number(0.1, 3600), 300, "silence within an answer"),
     Setting("timeouts.client_seconds", number(0.1, 3600), 60, "for a client's head, body, reads"),
@@ -1929,14 +2116,14 @@ SETTINGS = (
     Setting("limits.connections", number(1, 100000, whole=True), 2048, "client connections"),
     Setting("stream.hold_seconds", number(0, 300), 20, "head held back", pending="the hold"),
     Setting("stream.ping_seconds", number(1, 300), 15, "pings while held", pending="the hold"),
-    Setting("stream.collect", choice("auto", "always", "never"), "auto", "collect streams",
+    Setting("stream.collect", Choice("auto", "always", "never"), "auto", "collect streams",
             pending="collecting"),
-    Setting("warmup", choice("intercept", "forward"), "intercept", "warm-up requests",
+    Setting("warmup", Choice("intercept", "forward"), "intercept", "warm-up requests",
             pending="warm-up answers"),
-    Setting("telemetry", choice("drop", "forward"), "drop", "client telemetry"),
-    Setting("log.level", choice("debug", "info", "warning", "error"), "info", "what is logged",
+    Setting("telemetry", Choice("drop", "forward"), "drop", "client telemetry"),
+    Setting("log.level", Choice("debug", "info", "warning", "error"), "info", "what is logged",
             flag="--log-level"),
-    Setting("log.format", choice("text", "json"), "text", "how it is logged",
+    Setting("log.format", Choice("text", "json"), "text", "how it is logged",
             flag="--log-format"),
     Setting("cors_origins", list_of(read_origin), (), "web pages that may call"),
     Setting("allowed_hosts", list_of(read_text), (), "Host names allowed without keys"),
@@ -1946,7 +2133,8 @@ SETTINGS = (
 def nearest(name: Any, known: Sequence[str]) -> str:
     """A hint for a word that is not known: "; did you mean ...?", or nothing."""
     import difflib  # only where a configuration is wrong
-    close = difflib.get_close_matches(str(name), known, 1)
+    close = ([word for word in known if word.startswith("%s_" % name)]
+             or difflib.get_close_matches(str(name), known, 1, 0.5))
     return "; did you mean %s?" % close[0] if close else ""
 
 
@@ -1957,11 +2145,13 @@ def read_table(rows: Sequence[Setting], value: Any, path: str, problems: Problem
     """
     if not isinstance(value, dict):
         problems.error(path or "configuration", "must be an object, not %s" % described(value))
+        problems.settled(path)
         value = {}
     names = list(dict.fromkeys(row.path.split(".")[0] for row in rows))
     for key in value:
         if key not in names:
-            problems.error(joined(path, str(key)), "unknown key" + nearest(key, names))
+            hint = nearest(key, names) or "; known are %s" % ", ".join(names)
+            problems.error(joined(path, str(key)), "unknown key" + hint)
     result = {}
     for name in names:
         group = [row._replace(path=row.path[len(name) + 1:]) for row in rows
@@ -2042,7 +2232,7 @@ class Provider(NamedTuple):
         globs = [glob for glob in self.model_map if fnmatch.fnmatchcase(model, glob)]
         if not globs:
             return None
-        return self.model_map[max(globs, key=lambda glob: len(re.sub(r"[*?\[\]]", "", glob)))]
+        return self.model_map[max(globs, key=literal_count)]
 
     def knows(self, model: str) -> bool:
         """Whether it lists or maps an id."""
@@ -2205,11 +2395,14 @@ def read_client_keys(value: Any, path: str, problems: Problems) -> tuple[ClientK
     keys = []
     for index, item in enumerate(value):
         at = "%s[%d]" % (path, index)
-        row = {"key": item} if isinstance(item, str) else item
-        if isinstance(row, dict) and isinstance(row.get("key"), str) and not row["key"].strip():
+        key = item.get("key") if isinstance(item, dict) else item
+        if isinstance(key, str) and not key.strip():
             problems.warn(at, "an empty string is no key; left out")
             continue
-        read = read_table(CLIENT_KEY_SETTINGS, row, at, problems)
+        if isinstance(item, str):
+            keys.append(ClientKey("key-%d" % (index + 1), read_secret(item, at, problems), None))
+            continue
+        read = read_table(CLIENT_KEY_SETTINGS, item, at, problems)
         if read["key"] is None:
             problems.error(at + ".key", "is missing")
             continue
@@ -2235,7 +2428,7 @@ def read_accounts(value: Any, path: str, problems: Problems) -> tuple[dict, ...]
         item = value[index] if isinstance(value[index], dict) else {}
         kinds = [kind for kind in ("api_key", "auth_token", "key_command", "token")
                  if kind in item]
-        if len(kinds) != 1:
+        if len(kinds) > 1 or not (kinds or problems.has(at)):
             problems.error(at, "needs exactly one of api_key, auth_token, key_command, token")
         row["name"] = row["name"] or "account-%d" % (index + 1)
     refuse_doubles([row["name"] for row in rows], path, problems)
@@ -2262,7 +2455,7 @@ def read_provider(value: Any, path: str, problems: Problems) -> Provider:
                        % (nearest(row["preset"], list(PRESETS)), ", ".join(PRESETS)))
     preset = PRESETS.get(preset_name or "", {})
     if row["base_url"] is None:
-        if "base_url" not in preset:
+        if "base_url" not in preset and not problems.has(path + ".preset"):
             problems.error(path + ".base_url", "is missing (no preset of that name has one)")
         row["base_url"] = read_url(preset.get("base_url", "http://127.0.0.1:9"),
                                    path + ".base_url", Problems())
@@ -2322,21 +2515,24 @@ class Config(NamedTuple):
         settings: Mapping[str, Any],
         environ: Mapping[str, str] = {},
         read_file: Optional[Callable[[str], str]] = None,
-    ) -> "Config":
+        overrides: Mapping[str, Any] = {},
+    ) -> Config:
         """Check and freeze.  Raises ConfigError with every fault and its path.
 
         Strings may hold ``${NAME}``, ``${NAME:-default}`` (looked up in
-        ``environ``) and ``${file:PATH}`` (read by ``read_file``).
+        ``environ``) and ``${file:PATH}`` (read by ``read_file``).  ``overrides``
+        are laid over the settings and taken as they are.
         """
         problems = Problems()
         resolved = Interpolation(environ, read_file).resolve(dict(settings), "", problems)
-        row = read_table(SETTINGS, resolved, "", problems)
+        row = read_table(SETTINGS, overlaid(resolved, overrides), "", problems)
         row["providers"] = row["providers"] or (read_provider({"name": "anthropic"}, "", problems),)
         names = [provider.name for provider in row["providers"]]
         for glob, wanted in row["routing"]["models"].items():
             for name in wanted:
-                if name not in names:
-                    problems.error("routing.models.%s" % glob, "no provider is called %s%s"
+                at = "routing.models.%s" % glob
+                if name not in names and not (problems.has(at) or problems.told("providers")):
+                    problems.error(at, "no provider is called %s%s"
                                    % (json.dumps(name), nearest(name, names)))
         if problems.errors:
             raise ConfigError(problems.errors)
@@ -2353,6 +2549,18 @@ class Config(NamedTuple):
             return self.auth.mode
         open_to_others = not is_loopback(self.host)
         return "all_except_health" if self.auth.api_keys or open_to_others else "off"
+
+
+def overlaid(settings: Any, overrides: Mapping[str, Any]) -> dict:
+    """Settings with others laid over them, groups member by member."""
+    result = dict(settings) if isinstance(settings, dict) else {}
+    for name, value in overrides.items():
+        if not isinstance(value, dict):
+            result[name] = value
+        elif isinstance(result.get(name, {}), dict):
+            result[name] = overlaid(result.get(name), value)
+        # else the group in the file is at fault, and is to be told as such
+    return result
 
 
 class Interpolation:
@@ -2412,6 +2620,9 @@ def reason_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+# ---- 10. Accounts ------------------------------------------------------------
+
+
 def candidate_providers(config: Config, model: str) -> list[Provider]:
     """Which providers may serve a model, in order (contract section 8).
 
@@ -2422,13 +2633,10 @@ def candidate_providers(config: Config, model: str) -> list[Provider]:
                      key=lambda provider: provider.priority)
     globs = [glob for glob in config.routing.models if fnmatch.fnmatchcase(model, glob)]
     if globs:
-        best = max(globs, key=lambda glob: (glob == model, len(re.sub(r"[*?\[\]]", "", glob))))
+        best = max(globs, key=lambda glob: (glob == model, literal_count(glob)))
         by_name = {provider.name: provider for provider in enabled}
         return [by_name[name] for name in config.routing.models[best] if name in by_name]
     return [provider for provider in enabled if provider.knows(model)] or enabled
-
-
-# ---- 10. Accounts ------------------------------------------------------------
 
 
 class Lease(NamedTuple):
@@ -2472,7 +2680,7 @@ class AccountPool:
                     return lease
         return None
 
-    def release(self, lease: Lease, outcome: "Outcome") -> None:
+    def release(self, lease: Lease, outcome: Outcome) -> None:
         """The call is over; what came of it will shape the next choice."""
         with self._lock:
             key = self._key(lease)
@@ -2543,22 +2751,8 @@ class RequestRates:
 # ---- 11. Retry policy --------------------------------------------------------
 
 
-class Outcome(NamedTuple):
-    """What came of one upstream call.
-
-    ``kind`` is "answer" for a response head, else the UpstreamError's kind;
-    ``status`` is the answer's, 0 without one; ``final`` is the upstream's
-    ``x-should-retry: false``; ``transparent`` means the client's own credential.
-    """
-
-    kind: str
-    status: int = 0
-    final: bool = False
-    transparent: bool = False
-
-
 class Decision(NamedTuple):
-    """What to do: ``relay`` this answer, or go to the ``next`` candidate.
+    """What to do: ``relay`` this answer, go to the ``next`` candidate, or ``give_up``.
 
     ``blame`` says that the account's credential is at fault: when nobody is left
     the client is told so instead of being shown a 401 that it would take for its
@@ -2571,6 +2765,7 @@ class Decision(NamedTuple):
 
 RELAY = Decision("relay")
 NEXT = Decision("next")
+GIVE_UP = Decision("give_up")
 
 # Contract section 9, as far as it stands: an outcome before any byte of an
 # answer has gone down, and what follows.  Everything not named is relayed.
@@ -2581,7 +2776,7 @@ FAILED_CALLS = {
     "malformed": NEXT,
     "broke": NEXT,
     "stalled": NEXT,
-    "shutdown": Decision("give_up"),
+    "shutdown": GIVE_UP,
 }
 FAILED_STATUSES = {
     401: Decision("next", blame=True),
@@ -2601,16 +2796,26 @@ FAILED_STATUSES = {
 }
 
 
+# What surely was not done, so that even a request which must not be done twice
+# may go to another account.
+SURELY_NOT_DONE = frozenset(["unreached", 401, 403, 429, 503, 529])
+
+
 def decide(outcome: Outcome) -> Decision:
-    """Outcome in, decision out; pure.  The attempt loop (15) acts on it."""
+    """Outcome in, decision out; pure.  The attempt loop (15) acts on it.
+
+    ``x-should-retry: false`` ends the attempts, but not on a 401 or 403: there
+    the upstream speaks of one credential, and the next account has another.
+    """
     if outcome.kind != "answer":
-        return FAILED_CALLS[outcome.kind]
-    if outcome.transparent and outcome.status in (401, 403):
-        return RELAY
+        decision = FAILED_CALLS[outcome.kind]
+        again = outcome.repeatable or outcome.kind in SURELY_NOT_DONE
+        return decision if again else GIVE_UP
     decision = FAILED_STATUSES.get(outcome.status, RELAY)
-    if outcome.final and not decision.blame:
-        return RELAY
-    return decision
+    if decision.blame:
+        return RELAY if outcome.transparent else decision
+    again = outcome.repeatable or outcome.status in SURELY_NOT_DONE
+    return decision if again and not outcome.final else RELAY
 
 
 # ---- 12. Records and log -----------------------------------------------------
@@ -2742,6 +2947,12 @@ def utc_text(seconds: float) -> str:
     return "%s.%03dZ" % (whole, int(seconds * 1000) % 1000)
 
 
+def shown_on(stream: Any, text: str) -> str:
+    """A text with what a stream's encoding cannot show replaced (old Windows consoles)."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding, "replace")
+
+
 class LineWriter:
     """Writes lines in a thread of its own, so that a slow terminal slows nobody.
 
@@ -2785,15 +2996,15 @@ class LineWriter:
                 lines, lost = list(self._lines), self._lost
                 self._lines.clear()
                 self._lost = 0
-            if lost:
-                lines.insert(0, "(%d log lines lost)" % lost)
+            told = ["(%d log lines lost)" % lost] if lost else []
             try:
-                self._stream.write("\n".join(lines) + "\n")
+                self._stream.write(shown_on(self._stream, "\n".join(told + lines) + "\n"))
                 self._stream.flush()
-            except (OSError, ValueError):
-                # Safe: a closed pipe or a full disk costs these lines and no more.
+            except (OSError, ValueError, AttributeError):
+                # Safe: a closed pipe or a full disk costs these lines and no more;
+                # a process that was started without a stream has None in its place.
                 with self._changed:
-                    self._lost += len(lines)
+                    self._lost += lost + len(lines)
 
 
 class Log:
@@ -2839,6 +3050,14 @@ class Log:
         self._write(json.dumps(dict({"time": stamp, "level": level}, **values)))
 
 
+def frames_of(error: BaseException) -> str:
+    """Where an exception came from: its type and the lines, none of the values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "%s at %s" % (type(error).__name__,
+                         " < ".join("%s:%d" % (frame.name, frame.lineno or 0)
+                                    for frame in reversed(frames)))
+
+
 class RecordRing:
     """The newest records; also counts what was answered here, by kind."""
 
@@ -2871,6 +3090,9 @@ POLL_READ = getattr(select, "POLLIN", 0x001)
 POLL_WRITE = getattr(select, "POLLOUT", 0x004)
 # Told by Linux alone: the peer has sent its FIN, also behind unread bytes.
 POLL_LEFT = getattr(select, "POLLRDHUP", 0)
+# Reported whether asked for or not; a connection in this state is over.
+POLL_OVER = (POLL_LEFT | getattr(select, "POLLERR", 0) | getattr(select, "POLLHUP", 0)
+             | getattr(select, "POLLNVAL", 0))
 
 
 class SelectPoller:
@@ -2896,6 +3118,9 @@ class SelectPoller:
 
 
 new_poller: Callable[[], Any] = getattr(select, "poll", SelectPoller)
+
+
+HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 class Destination(NamedTuple):
@@ -2934,6 +3159,9 @@ class UpstreamCall(urllib.request.Request):
         self.body = body
         self.timeouts = timeouts
         self.watch = watch
+        # Whether a stale pooled connection may still be replaced, at the cost of
+        # sending once more; the handler takes it back when it does.
+        self.may_resend = True
 
 
 class Wire:
@@ -2951,6 +3179,7 @@ class Wire:
         self.idle_since = 0.0
         self.cancelled = False
         self._half_sent = False
+        self._unread = b""
         self._monotonic = monotonic
         self._watch = Watch()
         self._poller: Any = None
@@ -2972,12 +3201,12 @@ class Wire:
             for descriptor, flags in ready:
                 if descriptor == own:
                     found = True
-                elif self._watch.gone():
+                elif flags & POLL_OVER or self._watch.gone():
                     raise ClientGone()
                 else:
                     # Bytes of a next request: readable for good, so that only a
                     # hang-up can still be seen.
-                    poller.modify(descriptor, 0 if flags & POLL_LEFT else POLL_LEFT)
+                    poller.modify(descriptor, POLL_LEFT)
             if found or remaining <= 0:
                 return found
 
@@ -2999,34 +3228,39 @@ class Wire:
         """
         view = memoryview(data)
         self._half_sent = True
-        # A TLS connection is readable whenever a session ticket comes: only on a
-        # plain one does it mean that the upstream has answered early.
-        events = POLL_WRITE if isinstance(self.sock, ssl.SSLSocket) else POLL_WRITE | POLL_READ
         while view:
             try:
                 sent = self.sock.send(view[:READ_BYTES * 4])
                 view = view[sent:]
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                if not self.wait(events, seconds):
+                continue
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                # The upstream takes no more for now: it may be answering already.
+                if not self.wait(POLL_READ | POLL_WRITE, seconds):
                     raise socket.timeout("sending stopped") from None
-                if events & POLL_READ and not self._writable():
-                    return False
-            except ssl.SSLWantReadError:
-                if not self.wait(POLL_READ, seconds):
-                    raise socket.timeout("sending stopped") from None
+            if self._answers_early():
+                return False
         self._half_sent = False
         return True
 
-    def _writable(self) -> bool:
-        poller = new_poller()
-        poller.register(self.sock.fileno(), POLL_WRITE)
-        return bool(poller.poll(0))
+    def _answers_early(self) -> bool:
+        """Whether a final answer has begun to come; what was read of it is kept."""
+        try:
+            data = self.sock.recv(READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        if not data:
+            raise ConnectionResetError("closed while the request was being sent")
+        self._unread += data
+        return begins_final_answer(self._unread)
 
     def receive(self, seconds: float) -> bytes:
         """What there is, or comes within ``seconds``; b"" at the end of the connection.
 
         Raises OSError (TimeoutError for silence), ClientGone.
         """
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
         is_tls = isinstance(self.sock, ssl.SSLSocket)
         deadline = self._monotonic() + seconds
         if not is_tls and not self.wait(POLL_READ, seconds):
@@ -3072,6 +3306,22 @@ class Wire:
         if self._half_sent:
             reset_on_close(self.sock)
         self.sock.close()
+
+
+def begins_final_answer(data: bytes) -> bool:
+    """Whether bytes of an upstream hold more than interim (1xx) answers.
+
+    >>> begins_final_answer(b"HTTP/1.1 102 Processing\\r\\n\\r\\n")
+    False
+    """
+    while data:
+        if not data.startswith(b"HTTP/1.1 1"):
+            return not b"HTTP/1.1 1".startswith(data)
+        match = HEAD_END.search(data)
+        if match is None:
+            return False
+        data = data[match.end():]
+    return False
 
 
 def reset_on_close(sock: socket.socket) -> None:
@@ -3136,40 +3386,6 @@ class ConnectionPool:
             wire.close()
 
 
-class Inflater:
-    """Undoes gzip or deflate in bounded steps, so that a bomb costs no memory."""
-
-    def __init__(self, coding: str) -> None:
-        # Some servers send raw deflate where zlib's wrapping is due.
-        self._raw_allowed = coding == "deflate"
-        self._engine = zlib.decompressobj(47)  # gzip or zlib, by the header
-        self._begun = False
-        self.waiting = b""
-
-    CODINGS = ("gzip", "x-gzip", "deflate")
-
-    def feed(self, data: bytes) -> bytes:
-        """Up to MAX_INFLATED_STEP_BYTES; what is left waits in ``waiting``.  Raises ValueError."""
-        data = self.waiting + data
-        self._begun = True
-        try:
-            result = self._engine.decompress(data, MAX_INFLATED_STEP_BYTES)
-        except zlib.error as error:
-            if not self._raw_allowed:
-                raise ValueError("bad compressed data: %s" % error) from None
-            self._raw_allowed = False
-            self._engine = zlib.decompressobj(-15)
-            return self.feed(data)
-        self._raw_allowed = False
-        self.waiting = self._engine.unconsumed_tail
-        return result
-
-    def feed_eof(self) -> None:
-        """Raises EOFError where the compressed data have no end."""
-        if self._begun and not self._engine.eof:
-            raise EOFError("compressed data are cut")
-
-
 class UpstreamResponse:
     """An upstream's answer: ``status``, ``headers``, and the body by ``read``.
 
@@ -3189,7 +3405,7 @@ class UpstreamResponse:
         self.status = head.status
         self.headers = head.headers
         self._body = response_body_decoder(call.verb, head)
-        self._told_length = content_length(head.headers) if call.verb == "HEAD" else None
+        self._told_length = told_length(head.headers) if call.verb == "HEAD" else None
         self._keep = not wants_close(head.version, head.headers)
         self._rest = rest
         self._idle_seconds = call.timeouts.idle_seconds
@@ -3204,25 +3420,34 @@ class UpstreamResponse:
         return self._inflater is not None
 
     @property
+    def readable(self) -> bool:
+        """Whether the body comes out as text that we could add to, not in some coding."""
+        coding = self.headers.get("content-encoding", "identity").lower()
+        return self.decoded or coding == "identity"
+
+    @property
     def length(self) -> Optional[int]:
         """The body's length in bytes where the head tells it; for HEAD what GET would give."""
         if isinstance(self._body, LengthBody) and not self.decoded:
             return self._body.remaining
         return self._told_length
 
-    def read(self) -> bytes:
+    def read(self, seconds: Optional[float] = None) -> bytes:
         """The next bytes of the body as one read gave them; b"" after a proper end.
 
-        Raises UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
+        ``seconds`` bound the wait for them (``timeouts.idle_seconds``).  Raises UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
         """
         while True:
             if self._inflater is not None and self._inflater.waiting:
-                return self._inflate(b"")
+                payload = self._inflate(b"")
+                if payload:
+                    return payload
+                continue
             if self._body.done:
                 self.close()
                 self._check_inflated()
                 return b""
-            payload = self._body_bytes()
+            payload = self._body_bytes(self._idle_seconds if seconds is None else seconds)
             if self._body.done:
                 self.close()
             if payload and self._inflater is not None:
@@ -3230,11 +3455,11 @@ class UpstreamResponse:
             if payload:
                 return payload
 
-    def _body_bytes(self) -> bytes:
+    def _body_bytes(self, seconds: float) -> bytes:
         assert self._wire is not None, "read after close"
         try:
             data, self._rest = self._rest, b""
-            data = data or self._wire.receive(self._idle_seconds)
+            data = data or self._wire.receive(seconds)
             if data:
                 return self._body.feed(data)
             self._body.feed_eof()
@@ -3281,8 +3506,8 @@ class StaleConnection(Exception):
 class PoolingHandler(urllib.request.BaseHandler):
     """urllib.request's handler for http and https: pooled, bounded, cancellable.
 
-    The only place that knows sockets, TLS and their exceptions on the upstream's
-    side; what leaves it is UpstreamError or ClientGone.
+    What leaves it is UpstreamError or ClientGone: the exceptions of sockets and
+    TLS are translated here and in the functions below.
     """
 
     def __init__(
@@ -3304,12 +3529,14 @@ class PoolingHandler(urllib.request.BaseHandler):
     def http_open(self, call: UpstreamCall) -> UpstreamResponse:
         """Called by the opener for http and https URLs."""
         destination = self._destination(call.provider)
-        wire = self.pool.take(destination)
+        if self._cancelled:
+            raise ShuttingDown("the gateway is shutting down")
+        wire = self.pool.take(destination) if call.may_resend else None
         if wire is not None:
             try:
                 return self._exchange(call, destination, wire)
             except StaleConnection:
-                pass  # one fresh connection, not counted as an attempt
+                call.may_resend = False  # one fresh connection, not counted as an attempt
         return self._exchange(call, destination, self._connect(call, destination))
 
     https_open = http_open
@@ -3343,9 +3570,7 @@ class PoolingHandler(urllib.request.BaseHandler):
                   wire: Wire) -> UpstreamResponse:
         """Send, and read the response head.  Raises StaleConnection on a reused wire."""
         wire.attach(call.watch)
-        with self._lock:
-            self._active.add(wire)
-            wire.cancelled = self._cancelled
+        self._begin(wire)
         try:
             head, rest = self._send_and_read_head(call, destination, wire)
             return UpstreamResponse(call, head, rest, wire,
@@ -3353,6 +3578,12 @@ class PoolingHandler(urllib.request.BaseHandler):
         except BaseException:
             self._done(destination, wire, False)
             raise
+
+    def _begin(self, wire: Wire) -> None:
+        """From now on ``cancel_all`` ends what this wire waits for."""
+        with self._lock:
+            self._active.add(wire)
+            wire.cancelled = self._cancelled
 
     def _done(self, destination: Destination, wire: Wire, keep: bool) -> None:
         with self._lock:
@@ -3365,6 +3596,7 @@ class PoolingHandler(urllib.request.BaseHandler):
     def _send_and_read_head(self, call: UpstreamCall, destination: Destination,
                             wire: Wire) -> tuple[StatusHead, bytes]:
         broken: Optional[OSError] = None
+        began = self._monotonic()
         try:
             sent_all = wire.send(self._head_bytes(call, destination) + call.body,
                                  call.timeouts.idle_seconds)
@@ -3379,7 +3611,8 @@ class PoolingHandler(urllib.request.BaseHandler):
             if wire.cancelled:
                 raise ShuttingDown("the gateway is shutting down") from error
             # Nothing came back: only then may a reused connection be replaced.
-            if wire.reused and isinstance(error, UpstreamClosed):
+            soon = self._monotonic() - began < STALE_SECONDS
+            if wire.reused and soon and isinstance(error, UpstreamClosed):
                 raise StaleConnection() from error
             if broken is not None and isinstance(error, UpstreamClosed):
                 raise UpstreamClosed("upstream closed while the request was being sent: %s"
@@ -3407,21 +3640,27 @@ class PoolingHandler(urllib.request.BaseHandler):
         near = destination.proxy or destination
         try:
             wire = self._tcp(near.host, near.port, call.watch, deadline)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: a name that cannot be one, such as "a..b".
             raise UpstreamUnreached("upstream connection failed: %s"
                                     % connect_reason(error, near.host)) from error
+        self._begin(wire)
         try:
             if destination.scheme == "https":
                 if destination.proxy is not None:
                     self._tunnel(wire, destination, deadline)
-                self._tls(wire, destination, deadline)
+                self._tls(wire, destination, call.watch, deadline)
             return wire
-        except OSError as error:
-            wire.close()
+        except (OSError, UpstreamError) as error:
+            self._done(destination, wire, False)
+            if wire.cancelled:
+                raise ShuttingDown("the gateway is shutting down") from error
+            if isinstance(error, UpstreamError):
+                raise
             raise UpstreamUnreached("upstream connection failed: %s"
                                     % connect_reason(error, destination.host)) from error
         except BaseException:
-            wire.close()
+            self._done(destination, wire, False)
             raise
 
     def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
@@ -3430,7 +3669,11 @@ class PoolingHandler(urllib.request.BaseHandler):
         failure: OSError = OSError("no address")
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             share = (deadline - self._monotonic()) / (len(addresses) - index)
-            wire = Wire(socket.socket(family, kind, protocol), self._monotonic)
+            try:
+                wire = Wire(socket.socket(family, kind, protocol), self._monotonic)
+            except OSError as error:
+                failure = error  # a family that this machine does not have
+                continue
             wire.attach(watch)
             try:
                 start_connecting(wire, address, max(0.0, share))
@@ -3461,10 +3704,10 @@ class PoolingHandler(urllib.request.BaseHandler):
             raise UpstreamUnreached("proxy %s refused the connection with status %d"
                                     % (destination.proxy, head.status))
 
-    def _tls(self, wire: Wire, destination: Destination, deadline: float) -> None:
+    def _tls(self, wire: Wire, destination: Destination, watch: Watch, deadline: float) -> None:
         wire.sock = self._context(destination.ca_file).wrap_socket(
             wire.sock, server_hostname=destination.host, do_handshake_on_connect=False)
-        wire.attach(wire._watch)
+        wire.attach(watch)
         while True:
             try:
                 wire.sock.do_handshake()
@@ -3522,9 +3765,9 @@ def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def connect_reason(error: OSError, host: str) -> str:
+def connect_reason(error: Union[OSError, UnicodeError], host: str) -> str:
     """Why a connection could not be made, for an error message."""
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, (socket.gaierror, UnicodeError)):
         return "cannot resolve %s" % host
     if isinstance(error, ssl.SSLCertVerificationError):
         return "the certificate of %s is not trusted (%s)" % (host, error.verify_message)
@@ -3533,9 +3776,6 @@ def connect_reason(error: OSError, host: str) -> str:
     if isinstance(error, socket.timeout):
         return "%s did not answer in time" % host
     return error.strerror.lower() if error.strerror else reason_of(error)
-
-
-HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 def read_response_head(
@@ -3643,27 +3883,23 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     # to the passage below, which would speak another protocol.
     "/v1/chat/completions": {"POST": Route("chat_completions", "answer_not_served")},
 }
-MODEL_ROUTE = {"GET": Route("model", "answer_model", open=True)}
-TELEMETRY_ROUTE = Route("telemetry", "answer_telemetry")
-PASSAGE_ROUTE = Route("passage", "forward_as_it_is")
-TELEMETRY_PREFIXES = ("/api/event_logging/", "/v1/api/event_logging/")
+MODEL_ROUTES = {"GET": Route("model", "answer_model", open=True)}
+TELEMETRY_ROUTES = {"POST": Route("telemetry", "answer_telemetry")}
+# Not TRACE, whose answer would show the account's key, and not CONNECT.
+PASSAGE_ROUTES = {method: Route("passage", "forward_as_it_is")
+                  for method in ("DELETE", "GET", "PATCH", "POST", "PUT")}
+# Methods that may be done twice (RFC 9110 section 9.2.2): a batch must not be.
+REPEATABLE_METHODS = frozenset(["DELETE", "GET", "HEAD", "PUT"])
 PATH_PREFIX = "/claude_api"
-# What may be passed on to an upstream: no empty or dot segments, nothing that
-# two parsers could read in two ways.
-PASSAGE_PATH = re.compile(r"/v1(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@-]"
-                          r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+/?")
-
-
-class AnyMethod(Dict[str, Route]):
-    """A route for every method."""
-
-    def __init__(self, route: Route) -> None:
-        super().__init__()
-        self._route = route
-
-    def get(self, method: str, default: Any = None) -> Any:
-        """The route, whatever the method."""
-        return self._route
+# Paths without a version: with one, a client's base URL ends in /v1.
+UNVERSIONED = ("/", "/api/hello", "/healthz", "/health")
+# What may be passed on to an upstream: no empty or dot segments, and encoded only
+# what needs it: nothing that two parsers could read in two ways.
+SEGMENTS = (r"(?:/(?!\.{1,2}(?:/|$))(?:[A-Za-z0-9._~!$&'()*+,;=:@-]"
+            r"|%(?![01]|2[DdEeFf]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEeFf])"
+            r"[0-9A-Fa-f]{2})+)+/?")
+PASSAGE_PATH = re.compile("/v1" + SEGMENTS)
+TELEMETRY_PATH = re.compile("(?:/v1)?/api/event_logging" + SEGMENTS)
 
 
 def plain_path(path: str) -> tuple[str, bool]:
@@ -3675,22 +3911,25 @@ def plain_path(path: str) -> tuple[str, bool]:
     if path == PATH_PREFIX or path.startswith(PATH_PREFIX + "/"):
         path = path[len(PATH_PREFIX):] or "/"
     if path.startswith("/v1/v1/"):
-        return path[3:], True
+        return plain_path(path[3:])[0], True
+    if path == "/v1" or path[3:] in UNVERSIONED and path.startswith("/v1"):
+        return path[3:] or "/", True
     return path, False
 
 
 def find_routes(path: str) -> Optional[Mapping[str, Route]]:
     """The routes of a plain path by method, or None where there is nothing."""
-    found = ROUTES.get(path) or ROUTES.get(path.rstrip("/"))
+    found = ROUTES.get(path) or ROUTES.get(path[:-1] if path.endswith("/") else path)
     if found is not None:
         return found
     if path.startswith("/v1/models/"):
-        return MODEL_ROUTE
-    if path.startswith(TELEMETRY_PREFIXES):
-        return AnyMethod(TELEMETRY_ROUTE)
-    if PASSAGE_PATH.fullmatch(path):
-        return AnyMethod(PASSAGE_ROUTE)
-    return None
+        return MODEL_ROUTES
+    if TELEMETRY_PATH.fullmatch(path):
+        return TELEMETRY_ROUTES
+    return PASSAGE_ROUTES if PASSAGE_PATH.fullmatch(path) else None
+
+
+CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
 
 
 class Exchange:
@@ -3703,7 +3942,9 @@ class Exchange:
         self.record = record
         self.began = began
         self.path, self.doubled = plain_path(request.path)
+        self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
         self.calls_count = 0
+        self.may_resend = True
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
 
@@ -3712,14 +3953,16 @@ class Plan(NamedTuple):
     """What may be sent where: the providers in order, and each one's target and bytes.
 
     Fixed before the first call: ``bodies`` maps a provider's name to its body and
-    the model id in it.
+    the model id in it.  ``whole`` answers are collected and must be JSON objects;
+    a request that is not ``repeatable`` is sent again only if surely not done.
     """
 
     providers: Sequence[Provider]
     model: str
     path: str
     bodies: Mapping[str, tuple[Optional[bytes], str]]
-    collect: bool
+    whole: bool = True
+    repeatable: bool = True
 
 
 class Failure(NamedTuple):
@@ -3802,27 +4045,31 @@ class Engine:
     def _walk(self, exchange: Exchange) -> HttpResponse:
         """Contract section 6: route, guard, credentials, then the route's handler."""
         request = exchange.request
+        if self.draining and exchange.path not in ("/health", "/healthz"):
+            raise Unavailable("the gateway is shutting down", close=True)
         if exchange.doubled:
-            self._log.once("warning", "a client's base URL ends in /v1; set it to the gateway's "
-                                      "address without a path (requests are answered all the same)")
+            self._log.once("warning", "a client's base URL ends in /v1; set it to http://%s%s "
+                           "(its requests are answered all the same)"
+                           % (request.headers.get("host"), exchange.prefix))
         routes = find_routes(exchange.path)
         refusal = browser_refusal(request.headers, self.config.auth_mode == "off",
                                   self.config.cors_origins, self.config.allowed_hosts)
         if refusal:
             raise RequestError(403, refusal)
-        if request.method == "OPTIONS":
-            return self._answer_options(exchange, routes)
+        if request.method == "OPTIONS" and is_preflight(request.headers):
+            exchange.record.route = "preflight"
+            return HttpResponse(204, preflight_headers(request.headers))
         method = "GET" if request.method == "HEAD" else request.method
         route = routes.get(method) if routes is not None else None
         self._authenticate(exchange, route)
         if routes is None:
             raise RequestError(404, "no such path: %s" % exchange.path)
+        if method == "OPTIONS":
+            return HttpResponse(204, [("Allow", allowed_methods(routes))])
         if route is None:
             raise RequestError(405, "%s is not allowed here" % request.method,
                                [("Allow", allowed_methods(routes))])
         exchange.record.route = route.name
-        if self.draining and route.name not in ("health", "healthz"):
-            raise Unavailable("the gateway is shutting down", close=True)
         return getattr(self, route.handler)(exchange)
 
     def _authenticate(self, exchange: Exchange, route: Optional[Route]) -> None:
@@ -3832,29 +4079,18 @@ class Engine:
             key = self._keys.find(credential)
             if key is not None:
                 exchange.record.key = exchange.record.key or key
-            elif not any(self._keys.find(word) for word in value.split()):
-                # Also one that merely holds a gateway key, under some other
-                # scheme, must not go upstream as the client's own.
+            elif value.lower() != "bearer" and not any(map(self._keys.find, value.split())):
+                # A gateway key under some other scheme must not go upstream as
+                # the client's own either; a scheme without a key is nothing.
                 exchange.own_credentials.append((name, value))
         mode = self.config.auth_mode
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not exchange.record.key:
             raise RequestError(
-                401, "invalid x-api-key" if presented else "missing x-api-key header",
-                [("WWW-Authenticate", 'Bearer realm="claude_gateway"')])
+                401, "invalid x-api-key" if presented else "missing x-api-key header", CHALLENGE)
 
-    def _answer_options(self, exchange: Exchange,
-                        routes: Optional[Mapping[str, Route]]) -> HttpResponse:
-        """A preflight of a listed origin, which carries no key, or a plain question."""
-        exchange.record.route = "options"
-        if routes is None:
-            raise RequestError(404, "no such path: %s" % exchange.path)
-        headers = [("Allow", allowed_methods(routes))]
-        if exchange.request.headers.get("origin"):
-            headers.extend(preflight_headers(exchange.request.headers))
-        return HttpResponse(204, headers)
-
-    def _body(self, exchange: Exchange) -> bytes:
+    @staticmethod
+    def _body(exchange: Exchange) -> bytes:
         body = exchange.request.read_body()
         exchange.record.bytes_in = len(body)
         return body
@@ -3947,6 +4183,9 @@ class Engine:
     def forward_message(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/messages and its count_tokens."""
         self._check_rate(exchange)
+        headers = exchange.request.headers
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
         document = parse_message_request(self._body(exchange))
         model = exchange.record.model = document.get("model")
         providers = candidate_providers(self.config, model)
@@ -3955,7 +4194,7 @@ class Engine:
             upstream_model = provider.upstream_model(model)
             bodies[provider.name] = (document.with_value("model", upstream_model).data,
                                      upstream_model)
-        return self._attempts(exchange, Plan(providers, model, exchange.path, bodies, True))
+        return self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
@@ -3969,7 +4208,8 @@ class Engine:
         if not body and "content-length" not in headers and "transfer-encoding" not in headers:
             body = None
         return self._attempts(exchange, Plan(
-            [provider], "", exchange.path, {provider.name: (body, "")}, False))
+            [provider], "", exchange.path, {provider.name: (body, "")}, whole=False,
+            repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
         key = self._key_settings.get(exchange.record.key)
@@ -3982,12 +4222,12 @@ class Engine:
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
         """At most ``max_attempts`` calls, each on the best candidate not yet tried."""
-        providers = [provider for provider in plan.providers
-                     if provider.accounts or exchange.own_credentials]
+        providers = usable_providers(plan.providers, bool(exchange.own_credentials))
         if plan.providers and not providers:
             raise RequestError(
                 401, "provider %s has no account here and the request brought no credential of "
-                     "its own (an x-api-key or Authorization header)" % plan.providers[0].name)
+                     "its own (an x-api-key or Authorization header)" % plan.providers[0].name,
+                CHALLENGE)
         tried: list[Lease] = []
         failures: list[Failure] = []
         while len(tried) < self.config.retry.max_attempts:
@@ -4014,9 +4254,14 @@ class Engine:
         outcome = Outcome("client_left")
         taken_over = False
         try:
-            upstream = self._transport.send(self._call(exchange, plan, lease))
+            call = self._call(exchange, plan, lease)
+            call.may_resend = exchange.may_resend
             try:
-                outcome = outcome_of(upstream, lease)
+                upstream = self._transport.send(call)
+            finally:
+                exchange.may_resend = call.may_resend
+            try:
+                outcome = outcome_of(upstream, lease, plan)
                 decision = decide(outcome)
                 if decision.action != "relay":
                     return self._kept_failure(lease, upstream, decision)
@@ -4027,7 +4272,7 @@ class Engine:
                 if not taken_over:
                     upstream.close()
         except UpstreamError as error:
-            outcome = Outcome(error.kind)
+            outcome = Outcome(error.kind, repeatable=plan.repeatable)
             return Failure(lease, decide(outcome), error)
         finally:
             exchange.record.attempts.append(Attempt(
@@ -4040,8 +4285,9 @@ class Engine:
         request, provider = exchange.request, lease.provider
         body, _ = plan.bodies[provider.name]
         target = provider.base_url.prefix + plan.path
-        if request.query:
-            target += "?" + request.query
+        query = "&".join(part for part in request.query.split("&") if not self._holds_key(part))
+        if query:
+            target += "?" + query
         pairs = upstream_headers(
             request.headers,
             provider.base_url.authority,
@@ -4050,16 +4296,30 @@ class Engine:
             provider.betas,
             provider.headers,
         )
+        pairs = [pair for pair in pairs if not self._holds_key(pair[1])]
         return UpstreamCall(request.method, provider, target, pairs, body or b"",
                             self.config.timeouts, request.peer)
+
+    def _holds_key(self, text: str) -> bool:
+        """Whether a gateway key stands in some other place than where keys are read.
+
+        Asked only of clients that have shown a key, or need none.
+        """
+        return any(key.key.reveal() in text for key in self.config.auth.api_keys)
 
     def _kept_failure(self, lease: Lease, upstream: UpstreamResponse,
                       decision: Decision) -> Failure:
         """An upstream's refusal, read and kept in case nobody else serves."""
         try:
-            body = read_at_most(upstream, MAX_ERROR_BODY_BYTES)
+            body = read_at_most(upstream, MAX_ERROR_BODY_BYTES, ERROR_BODY_SECONDS,
+                                self._monotonic)
+        except ShuttingDown:
+            raise
         except UpstreamError as error:
-            return Failure(lease, decision, error)
+            # Its status and headers (retry-after) still tell the client most.
+            told = anthropic_error(ERROR_TYPES.get(upstream.status, "api_error"),
+                                   "the upstream's error body broke off: %s" % error, "")
+            body = json.dumps(told).encode("ascii")
         return Failure(lease, decision, None, whole_answer(lease, upstream, body))
 
     def _all_failed(self, exchange: Exchange, plan: Plan,
@@ -4089,34 +4349,43 @@ class Engine:
         exchange.record.provider = lease.provider.name
         exchange.record.account = lease.account.name if lease.account else ""
         exchange.record.mapped_model = plan.bodies[lease.provider.name][1]
+        changed = exchange.record.mapped_model not in ("", plan.model)
+        exchange.record.edits = ["model"] if changed else []
 
     def _relay(self, exchange: Exchange, plan: Plan, lease: Lease,
                upstream: UpstreamResponse) -> HttpResponse:
         """The answer to send down: collected where it must be whole, else as it comes."""
         self._take_over(exchange, lease, plan)
         exchange.record.first_byte_seconds = self._monotonic() - exchange.began
-        is_stream = is_event_stream(upstream.headers)
-        if not is_stream and (plan.collect or upstream.status >= 400):
+        if 300 <= upstream.status < 400 and upstream.status != 304:
+            # Nobody is to follow it with a key in hand.
+            raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
+        is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
+        is_head = exchange.request.method == "HEAD"
+        if not (is_stream or is_head) and (plan.whole or upstream.status >= 400):
             body = read_at_most(upstream, MAX_COLLECTED_BYTES)
-            if plan.collect and upstream.status == 200:
+            if plan.whole and upstream.status < 300:
                 exchange.record.usage.update(checked_answer(upstream.headers, body).get("usage"))
             response = whole_answer(lease, upstream, body)
             response.headers.extend(told_of(exchange, lease))
             return response
-        headers = downstream_headers(upstream.headers, upstream.decoded)
+        headers = shown_headers(lease, upstream)
         if is_stream:
             headers = [pair for pair in headers
                        if pair[0].lower() not in ("cache-control", "x-accel-buffering")]
             headers.append(("Cache-Control", "no-cache, no-transform"))
             headers.append(("X-Accel-Buffering", "no"))
         headers.extend(told_of(exchange, lease))
-        body = RelayBody(exchange, upstream, is_stream and exchange.record.route == "messages")
+        # A stream's length, should one be told, would not cover an error event.
+        length = None if is_stream else upstream.length
+        is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
+        body = RelayBody(exchange, upstream, lease, is_messages)
 
         def close(ended: str) -> None:
             body.close()
             self.accounts.release(lease, Outcome("answer", upstream.status))
 
-        return HttpResponse(upstream.status, headers, body, upstream.length, close)
+        return HttpResponse(upstream.status, headers, body, length, close)
 
 
 class RelayBody:
@@ -4126,23 +4395,27 @@ class RelayBody:
     breaks raises, so that the server can end the connection without a proper end.
     """
 
-    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, is_messages: bool) -> None:
+    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+                 is_messages: bool) -> None:
         self._exchange = exchange
         self._upstream = upstream
+        self._mask = KeyMask(maskable_key(lease))
         self._tracker = StreamTracker() if is_messages else None
 
     def __iter__(self) -> Iterator[bytes]:
         record, tracker = self._exchange.record, self._tracker
         try:
             while True:
-                chunk = self._upstream.read()
-                if not chunk:
+                data = self._upstream.read()
+                chunk = self._mask.feed(data) if data else self._mask.close()
+                if chunk:
+                    record.bytes_out += len(chunk)
+                    yield chunk
+                    # Looked at after it went down: the client waits for nothing of it.
+                    if tracker is not None:
+                        tracker.feed(chunk)
+                if not data:
                     break
-                record.bytes_out += len(chunk)
-                yield chunk
-                # Looked at after it went down: the client waits for nothing of it.
-                if tracker is not None:
-                    tracker.feed(chunk)
             self._check_complete()
         except UpstreamError as error:
             if tracker is not None and tracker.complete:
@@ -4173,23 +4446,27 @@ class RelayBody:
 
 def allowed_methods(routes: Mapping[str, Route]) -> str:
     """The Allow header's value for a path."""
-    methods = list(routes) or ["DELETE", "GET", "PATCH", "POST", "PUT"]
+    methods = list(routes)
     if "GET" in methods:
         methods.append("HEAD")
     return ", ".join(sorted([*methods, "OPTIONS"]))
 
 
-def is_event_stream(headers: Headers) -> bool:
-    """Whether an answer is an event stream by its type."""
-    return headers.get("content-type").split(";")[0].strip().lower() == "text/event-stream"
+def read_at_most(
+    upstream: UpstreamResponse,
+    limit_bytes: int,
+    seconds: Optional[float] = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> bytes:
+    """A whole body.  Raises UpstreamError, also for one above the limit; ClientGone.
 
-
-def read_at_most(upstream: UpstreamResponse, limit_bytes: int) -> bytes:
-    """A whole body.  Raises UpstreamError, also for one above the limit; ClientGone."""
+    ``seconds`` bound all of it; without them each silence has its own bound.
+    """
     pieces: list[bytes] = []
     total = 0
+    deadline = None if seconds is None else monotonic() + seconds
     while True:
-        piece = upstream.read()
+        piece = upstream.read(None if deadline is None else max(0.0, deadline - monotonic()))
         if not piece:
             return b"".join(pieces)
         total += len(piece)
@@ -4198,11 +4475,22 @@ def read_at_most(upstream: UpstreamResponse, limit_bytes: int) -> bytes:
         pieces.append(piece)
 
 
-def outcome_of(upstream: UpstreamResponse, lease: Lease) -> Outcome:
+def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provider]:
+    """Those with accounts, and one more without where the client brought a credential.
+
+    One, since a client's key is for the upstream it thinks of: a second vendor
+    must not see it because the first one failed.
+    """
+    transparent = [provider for provider in providers if not provider.accounts]
+    chosen = transparent[:1] if has_own else []
+    return [provider for provider in providers if provider.accounts or provider in chosen]
+
+
+def outcome_of(upstream: UpstreamResponse, lease: Lease, plan: Plan) -> Outcome:
     """What a response head means to the retry policy."""
     return Outcome("answer", upstream.status,
                    upstream.headers.get("x-should-retry").lower() == "false",
-                   lease.account is None)
+                   lease.account is None, plan.repeatable)
 
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
@@ -4217,38 +4505,67 @@ def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
 
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
-    """A collected answer; the account's key is cut out should the upstream quote it."""
+    """A collected answer; the account's key is masked should the upstream quote it."""
+    return HttpResponse(upstream.status, shown_headers(lease, upstream), masked(lease, body))
+
+
+def shown_headers(lease: Lease, upstream: UpstreamResponse) -> list[tuple[str, str]]:
+    """The upstream's headers for the client, without the account's key."""
     pairs = downstream_headers(upstream.headers, upstream.decoded)
-    if lease.account is not None:
-        secret = lease.account.secret.reveal()
-        body = body.replace(secret.encode("ascii"), b"[redacted]")
-        pairs = [(name, value.replace(secret, "[redacted]")) for name, value in pairs]
-    return HttpResponse(upstream.status, pairs, body)
+    secret = maskable_key(lease)
+    if secret:
+        pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
+    return pairs
 
 
-def checked_answer(headers: Headers, body: bytes) -> dict:
-    """The object in a 200's body: anything else is a log-in page, or cut.
+def maskable_key(lease: Lease) -> str:
+    """The account's key where an answer must not quote it, or ""."""
+    secret = lease.account.secret.reveal() if lease.account is not None else ""
+    return secret if len(secret) >= MIN_MASKED_CHARS else ""
 
-    Raises UpstreamMalformed.  What we cannot decode is the client's to judge.
+
+def masked(lease: Lease, data: bytes) -> bytes:
+    """Bytes of an answer; the account's key, should it be in them, as so many stars."""
+    secret = maskable_key(lease).encode("ascii")
+    return data.replace(secret, b"*" * len(secret)) if secret else data
+
+
+class KeyMask:
+    """Masks an account's key in a body that comes in pieces.
+
+    Holds back the end of a piece only where it is the beginning of the key;
+    whatever does not hold the key passes as it came.
+
+    >>> mask = KeyMask("k" * 16); mask.feed(b"a" + b"k" * 9), mask.feed(b"k" * 7), mask.close()
+    (b'a', b'****************', b'')
     """
-    coding = headers.get("content-encoding", "identity").lower()
-    if coding not in ("identity", *Inflater.CODINGS):
-        return {}
-    try:
-        value = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UpstreamMalformed("upstream answered 200 with something that is not a message")
-    return value
 
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode("ascii")
+        self._held = b""
 
-def frames_of(error: BaseException) -> str:
-    """Where an exception came from: its type and the lines, none of the values."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return "%s at %s" % (type(error).__name__,
-                         " < ".join("%s:%d" % (frame.name, frame.lineno or 0)
-                                    for frame in reversed(frames)))
+    def feed(self, data: bytes) -> bytes:
+        """What may go down of the held bytes and these."""
+        if not self._secret:
+            return data
+        data = self._held + data
+        if self._secret in data:
+            data = data.replace(self._secret, b"*" * len(self._secret))
+        first = self._secret[:1]
+        start = max(0, len(data) - len(self._secret) + 1)
+        at = data.find(first, start)
+        while at >= 0 and not self._secret.startswith(data[at:]):
+            at = data.find(first, at + 1)
+        if at < 0:
+            self._held = b""
+            return data
+        self._held = data[at:]
+        return data[:at]
+
+    def close(self) -> bytes:
+        """What was held back for nothing."""
+        held, self._held = self._held, b""
+        return held
 
 
 # ---- 16. Downstream server ---------------------------------------------------
@@ -4300,10 +4617,10 @@ class ClientConnection(Watch):
         ``seconds`` bound all of it: a byte now and then does not extend them.
         """
         deadline = self._monotonic() + seconds
-        searched = 0
+        searched = blank = 0
         while True:
-            # A blank line in front is tolerated (RFC 9112 section 2.2).
-            while self._buffer.startswith(b"\r\n"):
+            while blank < MAX_BLANK_LINES and self._buffer.startswith(b"\r\n"):
+                blank += 1
                 self._buffer = self._buffer[2:]
             end = self._buffer.find(b"\r\n\r\n", searched)
             if 0 <= end <= MAX_HEAD_BYTES - 4:
@@ -4337,11 +4654,13 @@ class ClientConnection(Watch):
         return data
 
     def read_body(self, decoder: BodyDecoder, limit_bytes: int, seconds: float) -> bytes:
-        """A whole body; ``seconds`` bound each silence.  Raises RequestError, ClientGone."""
+        """A whole body, in ``seconds`` and some more by its size.  Raises RequestError, ClientGone."""
         pieces: list[bytes] = []
         total = 0
+        began = self._monotonic()
         while not decoder.done:
-            piece = self._body_piece(decoder, seconds)
+            allowed = seconds + total / MIN_BODY_BYTES_PER_SECOND
+            piece = self._body_piece(decoder, min(seconds, began + allowed - self._monotonic()))
             total += len(piece)
             if total > limit_bytes:
                 raise too_large(limit_bytes)
@@ -4369,10 +4688,18 @@ class ClientConnection(Watch):
         return decoder.done
 
     def send(self, data: bytes, seconds: float) -> None:
-        """Send all of it in one go.  Raises ClientGone, also for a client that reads nothing."""
+        """Send all of it; ``seconds`` bound each SEND_BYTES, so that a slow reader is no idle one.
+
+        Raises ClientGone, also for a client that reads nothing.
+        """
         try:
             self._sock.settimeout(seconds)
-            self._sock.sendall(data)
+            if len(data) <= SEND_BYTES:
+                self._sock.sendall(data)
+                return
+            view = memoryview(data)
+            for at in range(0, len(view), SEND_BYTES):
+                self._sock.sendall(view[at:at + SEND_BYTES])
         except OSError as error:
             raise ClientGone() from error
 
@@ -4393,37 +4720,6 @@ def too_large(limit_bytes: int) -> RequestError:
     return RequestError(413, "request body larger than %d bytes" % limit_bytes)
 
 
-def http_date(seconds: float) -> str:
-    """The Date header's form (RFC 9110 section 5.6.7), in English whatever the locale.
-
-    >>> http_date(784111777)
-    'Sun, 06 Nov 1994 08:49:37 GMT'
-    """
-    now = time.gmtime(seconds)
-    return "%s, %02d %s %04d %02d:%02d:%02d GMT" % (
-        ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[now.tm_wday], now.tm_mday,
-        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov",
-         "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
-
-
-def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
-    """An answer's head with its framing: the one place where downstream heads are made."""
-    pairs = [pair for pair in response.headers]
-    if not any(name.lower() == "date" for name, _ in pairs):
-        pairs.append(("Date", date))
-    if response.status not in (204, 304):
-        if response.length is not None:
-            pairs.append(("Content-Length", str(response.length)))
-        elif head.version == 1:
-            pairs.append(("Transfer-Encoding", "chunked"))
-    if not keep:
-        pairs.append(("Connection", "close"))
-    elif head.version == 0:
-        pairs.append(("Connection", "keep-alive"))
-    reason = REASONS.get(response.status, "Status")
-    return encode_head("HTTP/1.1 %d %s" % (response.status, reason), pairs)
-
-
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     """One client connection: its requests one after the other.
 
@@ -4431,36 +4727,53 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     conflicting lengths and answers in HTML (robustness.md, section 1).
     """
 
-    server: "DownstreamServer"
+    server: DownstreamServer
 
     def setup(self) -> None:
         """Called by socketserver; no file objects are made of the socket."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timeouts = self.server.timeouts
         self._client = ClientConnection(self.request, self.server.monotonic)
-        self._head = Head("-", "-", 1, Headers())
         self._decoder: BodyDecoder = NoBody()
-        self._continue_owed = False
+        self._lingers = False
+        self._start_request()
 
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
         try:
             while self._client.await_request(self._timeouts.keepalive_seconds):
+                self._start_request()
+                raw: Union[bytes, RequestError] = b""
+                try:
+                    raw = self._client.read_head(self._timeouts.client_seconds)
+                except RequestError as error:
+                    raw = error
+                # Half a head is no request yet: it does not hold up a stop.
                 with self.server.busy():
-                    if not self._serve_one():
-                        return
+                    keep = self._serve_one(raw)
+                if not keep:
+                    break
+            if self._lingers:
+                self._linger()
         except ClientGone:
             pass  # it left; whoever served it has closed its books
 
     def finish(self) -> None:
         """Called by socketserver, which then closes the socket."""
 
-    def _serve_one(self) -> bool:
+    def _start_request(self) -> None:
+        """Forget the request before: nothing of it may show in the next."""
+        self._head = Head("-", "-", 1, Headers())
+        self._decoder = NoBody()
+        self._continue_owed = False
+
+    def _serve_one(self, raw: Union[bytes, RequestError]) -> bool:
         """One request and its answer; whether the connection may serve another."""
         request: Optional[HttpRequest] = None
-        self._head, self._decoder, self._continue_owed = Head("-", "-", 1, Headers()), NoBody(), False
         try:
-            self._head = parse_request_head(self._client.read_head(self._timeouts.client_seconds))
+            if isinstance(raw, RequestError):
+                raise raw
+            self._head = parse_request_head(raw)
             request = HttpRequest(self._head.method, self._head.target, self._head.headers,
                                   self._read_body, self._client)
             self._decoder = request_body_decoder(self._head)
@@ -4489,15 +4802,15 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def _answer(self, response: HttpResponse) -> bool:
         """Write an answer and end its books; whether the connection stays.
 
-        A body that nobody has read is thrown away first where it is small; else
-        the connection closes after the answer, slowly, so that it arrives.
+        The answer does not wait for a body that nobody reads.  What then comes
+        of it is thrown away where it is small; else the connection closes, after
+        a while, so that the answer arrives.
         """
         unread = not self._decoder.done
         keep = not (response.close_connection or wants_close(self._head.version,
                                                              self._head.headers))
-        if unread and keep:
-            keep = not self._continue_owed and self._small_rest() and self._client.drain(
-                self._decoder, MAX_KEPT_DRAIN_BYTES, self._timeouts.client_seconds)
+        if unread and (self._continue_owed or not self._small_rest()):
+            keep = False
         ended = "client_left"
         try:
             keep = self._write(response, keep) and keep
@@ -4510,8 +4823,9 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                 self._client.reset_on_close()
         finally:
             response.close(ended)
-        if not keep and not ended and (unread or response.close_connection):
-            self._linger()
+        if keep and unread:
+            keep = self._client.drain(self._decoder, MAX_KEPT_DRAIN_BYTES, DRAIN_SECONDS)
+        self._lingers = not keep and not ended
         return keep
 
     def _small_rest(self) -> bool:
@@ -4655,8 +4969,11 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             request.setblocking(False)
             request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
                                      http_date(self.wall_clock())) + bytes(response.body))
+            # Unread input would make the close a reset, which takes the answer along.
+            request.shutdown(socket.SHUT_WR)
+            request.recv(READ_BYTES)
         except OSError:
-            pass  # it would not have read the answer
+            pass  # it has not sent a request yet, or would not have read the answer
         response.close()
         self.shutdown_request(request)
 
@@ -4674,7 +4991,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             self.application.refuse(
                 GatewayError("internal error of the server: %s" % frames_of(error)), None).close()
 
-    def busy(self) -> "BusyMark":
+    def busy(self) -> BusyMark:
         """A context in which a connection counts as serving a request."""
         return BusyMark(self)
 
@@ -4923,6 +5240,7 @@ def demo_message(events: Sequence[dict]) -> dict:
 
 CONFIG_NAME = "claude_gateway.json"
 EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+SECRET_KEYS = frozenset(["api_key", "api_keys", "auth_token", "key", "proxy"])
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 
 
@@ -4931,8 +5249,7 @@ class Gateway:
 
     ``url`` and ``port`` say where it listens once started.  ``write`` takes log
     lines (None: no log).  ``environ`` is looked at for proxies and certificates
-    and defaults to the process' own when it starts.  Raises OSError where the
-    address cannot be had.
+    when it starts; None means the process' own, and the system's proxy settings.
 
     >>> with Gateway(Config.from_dict({"port": 0, "providers": [{"name": "demo"}]})) as gateway:
     ...     gateway.url.startswith("http://127.0.0.1:")
@@ -4955,24 +5272,65 @@ class Gateway:
         self._transport: Optional[Transport] = None
         self._servers: list[tuple[DownstreamServer, threading.Thread]] = []
 
-    def start(self) -> "Gateway":
-        """Listen and serve, in threads of its own."""
-        environ = os.environ if self._environ is None else self._environ
-        config = self._with_demo(self.config)
-        self._transport = Transport(
-            time.monotonic,
-            lambda base_url: environment_proxy(base_url, self._log),
-            [environ[name] for name in CA_VARIABLES if environ.get(name)])
-        self._engine = Engine(config, self._transport, self._log, time.monotonic, time.time,
-                              new_request_id)
+    def start(self) -> Gateway:
+        """Listen and serve, in threads of its own.
+
+        Raises OSError where the address cannot be had, ConfigError where it must
+        not be (:func:`startup_fault`), RuntimeError if it runs already.
+        """
+        if self._servers:
+            raise RuntimeError("the gateway runs already")
+        fault = startup_fault(self.config)
+        if fault:
+            raise ConfigError([fault])
+        for warning in self.config.warnings:
+            self._log.message("warning", warning)
+        self._stop_pauses = threading.Event()
+        transport = Transport(time.monotonic, self._proxy_chooser(), self._ca_files())
         try:
+            config = self._with_demo(self.config)
+            engine = Engine(config, transport, self._log, time.monotonic, time.time, new_request_id)
             server = self._serve((config.host, config.port),
-                                 Application(self._engine.handle, self._engine.refuse), config)
-        except OSError:
+                                 Application(engine.handle, engine.refuse), config)
+        except BaseException:
             self._close_servers()
             raise
+        self._engine, self._transport = engine, transport
         self.url, self.port = server.url, server.server_port
         return self
+
+    def _proxy_chooser(self) -> Callable[[BaseUrl], Optional[ProxyAddress]]:
+        """The environment's proxies (or the system's), looked up once, now."""
+        if self._environ is None:
+            proxies, bypass = urllib.request.getproxies(), urllib.request.proxy_bypass
+        else:
+            proxies = {name.lower()[:-6]: value for name, value in sorted(self._environ.items())
+                       if name.lower().endswith("_proxy") and value}
+            bypass = partial(urllib.request.proxy_bypass_environment, proxies=proxies)
+        parsed: dict[str, ProxyAddress] = {}
+        for scheme in ("http", "https"):
+            text = proxies.get(scheme) or proxies.get("all")
+            try:
+                parsed.update({scheme: parse_proxy(text)} if text else {})
+            except ValueError as error:
+                self._log.message("error", "%s proxy of the environment not used: %s"
+                                  % (scheme, error))
+
+        def choose(base_url: BaseUrl) -> Optional[ProxyAddress]:
+            host = "%s:%d" % (base_url.host, base_url.port)
+            direct = is_loopback(base_url.host) or bypass(host)
+            return None if direct else parsed.get(base_url.scheme)
+
+        return choose
+
+    def _ca_files(self) -> list[str]:
+        """The environment's files of certificates; one that is gone must not stop all TLS."""
+        environ = os.environ if self._environ is None else self._environ
+        named = [(name, environ[name]) for name in CA_VARIABLES if environ.get(name)]
+        for name, path in named:
+            if not os.path.isfile(path):
+                self._log.message("warning", "%s names %s, which is no file" % (name, path))
+        return [path for _, path in named if os.path.isfile(path)]
 
     def _with_demo(self, config: Config) -> Config:
         """The configuration with the demo upstream's address, which is started if wanted."""
@@ -5017,7 +5375,7 @@ class Gateway:
             server.wait_until_idle(DRAIN_SECONDS)
         self._close_servers()
         self._transport.close()
-        self._engine = None
+        self._engine = self._transport = None
 
     def _close_servers(self) -> None:
         self._stop_pauses.set()
@@ -5040,7 +5398,7 @@ class Gateway:
         assert self._engine is not None
         return [record.as_dict() for record in self._engine.records.newest(limit)]
 
-    def __enter__(self) -> "Gateway":
+    def __enter__(self) -> Gateway:
         return self.start()
 
     def __exit__(self, *error: Any) -> None:
@@ -5052,29 +5410,19 @@ def new_request_id() -> str:
     return "req_" + os.urandom(12).hex()
 
 
-def environment_proxy(base_url: BaseUrl, log: Log) -> Optional[ProxyAddress]:
-    """The proxy that the environment (or the system) sets for an upstream; never for loopback."""
-    if is_loopback(base_url.host):
-        return None
-    proxies = urllib.request.getproxies()
-    text = proxies.get(base_url.scheme) or proxies.get("all")
-    if not text or urllib.request.proxy_bypass("%s:%d" % (base_url.host, base_url.port)):
-        return None
-    try:
-        return parse_proxy(text)
-    except ValueError as error:
-        log.once("error", "the environment's proxy for %s is not used: %s"
-                 % (base_url.scheme, error))
-        return None
-
-
 # -- options and configuration
+
+
+# Options that set one plain value of the table; --api-key and --upstream… do more.
+PLAIN_OPTIONS = tuple(setting for setting in SETTINGS
+                      if setting.flag and not isinstance(setting.default, tuple))
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """Every command takes the options that say which gateway is meant."""
     parser = argparse.ArgumentParser(
         prog="claude_gateway.py",
+        allow_abbrev=False,
         description="A gateway between Anthropic clients and the upstreams that serve them.",
         epilog="Without a command it serves.  README.md tells the rest.")
     parser.add_argument("command", nargs="?", default="serve", choices=sorted(COMMANDS),
@@ -5082,24 +5430,23 @@ def argument_parser() -> argparse.ArgumentParser:
                              "env: print the client's lines")
     parser.add_argument("--config", metavar="FILE", help="configuration file (JSON; TOML from "
                                                          "Python 3.11 on)")
-    parser.add_argument("--host", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (8045); 0 takes any free one")
+    for setting in PLAIN_OPTIONS:
+        parser.add_argument(setting.flag, dest=setting.path,
+                            type=int if isinstance(setting.default, int) else str,
+                            choices=getattr(setting.read, "names", None),
+                            help="%s (%s)" % (setting.about, setting.default))
     parser.add_argument("--api-key", metavar="KEY", action="append",
                         help="a key that clients must present; env:NAME and file:PATH keep it "
                              "out of the process list; repeatable")
-    parser.add_argument("--auth", choices=("auto", "off", "all_except_health", "strict"),
-                        help="who needs a key (auto)")
     parser.add_argument("--upstream", metavar="URL",
                         help="base URL of the upstream (https://api.anthropic.com)")
     parser.add_argument("--upstream-key", metavar="KEY", action="append",
                         help="an account's key, as --api-key; repeatable, each one an account")
     parser.add_argument("--demo", action="store_true",
                         help="an upstream inside the process: no key, no network")
-    parser.add_argument("--log-level", choices=tuple(LOG_LEVELS), help="what is logged (info)")
-    parser.add_argument("--log-format", choices=("text", "json"), help="how it is logged (text)")
     parser.add_argument("--quiet", action="store_true", help="print only where it listens")
     parser.add_argument("--shell", choices=sorted(SHELLS), default=None,
-                        help="for env: whose syntax (bash)")
+                        help="for env: whose syntax (bash; cmd on Windows)")
     parser.add_argument("--version", action="version", version="claude_gateway " + __version__)
     return parser
 
@@ -5180,57 +5527,57 @@ def load_config(options: argparse.Namespace, environ: Mapping[str, str]) -> tupl
     settings = read_config_file(path) if path else {}
     if not isinstance(settings, dict):
         raise ConfigError(["%s: must hold an object" % path])
-    overlaid = overlay(settings, options, environ)
-    config = Config.from_dict(overlaid, environ, read_text_file)
-    if path and file_is_open(path) and holds_secrets(config):
+    config = Config.from_dict(settings, environ, read_text_file, overrides_of(options, environ))
+    faults = ["providers[%d].ca_file: there is no file %s" % (index, provider.ca_file)
+              for index, provider in enumerate(config.providers)
+              if provider.ca_file and not os.path.isfile(provider.ca_file)]
+    if faults:
+        raise ConfigError(faults)
+    if path and file_is_open(path) and holds_secrets(settings):
         config = config._replace(warnings=config.warnings + (
             "%s: holds secrets and is readable by others; chmod 600 it" % path,))
     return config, path or ""
 
 
-def overlay(settings: dict, options: argparse.Namespace, environ: Mapping[str, str]) -> dict:
-    """The file's settings with environment and options laid over them.
-
-    Values of options are taken as they are: a ``$`` in a key is a character.
-    """
-    result = dict(settings)
-    keys = options.api_key or split_list(environ.get("CLAUDE_GATEWAY_API_KEY"))
-    keys = [literal(secret_option(key, "--api-key", environ)) for key in keys]
-    group = dict(result.get("auth") or {}) if isinstance(result.get("auth", {}), dict) else {}
-    if keys:
-        group["api_keys"] = keys
-    if options.auth:
-        group["mode"] = options.auth
-    if keys or options.auth:
-        result["auth"] = group
-    for name, value in (("host", options.host), ("port", options.port)):
+def overrides_of(options: argparse.Namespace, environ: Mapping[str, str]) -> dict:
+    """What options and environment lay over the file's settings, taken as it is."""
+    result: dict[str, Any] = {}
+    for setting in PLAIN_OPTIONS:
+        value = getattr(options, setting.path)
         if value is not None:
-            result[name] = value
-    log = {"level": options.log_level, "format": options.log_format}
-    log = {name: value for name, value in log.items() if value}
-    if log and isinstance(result.get("log", {}), dict):
-        result["log"] = dict(result.get("log", {}), **log)
-    providers = overlaid_providers(options, environ)
-    if providers:
-        result["providers"] = providers
+            group, _, name = setting.path.rpartition(".")
+            (result.setdefault(group, {}) if group else result)[name] = value
+    keys = secret_list(options.api_key, "--api-key", "CLAUDE_GATEWAY_API_KEY", environ)
+    if keys is not None:
+        result.setdefault("auth", {})["api_keys"] = keys
+    if options.demo:
+        result["providers"] = [{"name": DEMO}]
+        return result
+    url = options.upstream or environ.get("CLAUDE_GATEWAY_UPSTREAM")
+    keys = secret_list(options.upstream_key, "--upstream-key", "CLAUDE_GATEWAY_UPSTREAM_KEY",
+                       environ)
+    if url or keys:
+        provider: dict[str, Any] = {"name": "anthropic", "accounts": [
+            {"name": "key-%d" % (index + 1), "api_key": key}
+            for index, key in enumerate(keys or [])]}
+        result["providers"] = [dict(provider, base_url=url) if url else provider]
     return result
 
 
-def overlaid_providers(options: argparse.Namespace, environ: Mapping[str, str]) -> list[dict]:
-    """The one provider that options or environment ask for, instead of the file's."""
-    if options.demo:
-        return [{"name": DEMO}]
-    url = options.upstream or environ.get("CLAUDE_GATEWAY_UPSTREAM")
-    keys = options.upstream_key or split_list(environ.get("CLAUDE_GATEWAY_UPSTREAM_KEY"))
-    if not url and not keys:
-        return []
-    provider: dict[str, Any] = {"name": "anthropic"}
-    if url:
-        provider["base_url"] = url
-    keys = [secret_option(key, "--upstream-key", environ) for key in keys]
-    provider["accounts"] = [{"name": "key-%d" % (index + 1), "api_key": literal(key)}
-                            for index, key in enumerate(keys)]
-    return [provider]
+def secret_list(
+    given: Optional[Sequence[str]],
+    option: str,
+    variable: str,
+    environ: Mapping[str, str],
+) -> Optional[list[str]]:
+    """The keys of an option, else of its environment variable, else None.  Raises ConfigError."""
+    if given:
+        return [secret_option(text, option, environ) for text in given]
+    if variable not in environ:
+        return None
+    found = split_list(environ[variable])
+    # An empty variable is an empty key, which draws its warning.
+    return [secret_option(text, variable, environ) for text in found or [""]]
 
 
 def split_list(text: Optional[str]) -> list[str]:
@@ -5238,30 +5585,38 @@ def split_list(text: Optional[str]) -> list[str]:
     return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
-def literal(text: str) -> str:
-    """A value that must not be interpolated; a key with ``${`` in it is none anyway."""
-    return text.replace("${", "$ {")
-
-
 def file_is_open(path: str) -> bool:
     """Whether others than the owner may read a file; Windows has no such bits."""
     return os.name != "nt" and bool(os.stat(path).st_mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
-def holds_secrets(config: Config) -> bool:
-    """Whether there is a credential in a configuration."""
-    return bool(config.auth.api_keys) or any(provider.accounts for provider in config.providers)
+def holds_secrets(value: Any, is_secret: bool = False) -> bool:
+    """Whether a credential stands in the settings of a file; ``${NAME}`` only names one."""
+    if isinstance(value, dict):
+        return any(holds_secrets(item, key in SECRET_KEYS) for key, item in value.items())
+    if isinstance(value, list):
+        return any(holds_secrets(item, is_secret) for item in value)
+    return is_secret and isinstance(value, str) and bool(Interpolation.PATTERN.sub("", value))
+
+
+def is_same_host(listening: str, asked: str) -> bool:
+    """Whether a connection to ``asked`` comes out where ``listening`` is listened on."""
+    listening, asked = (name.strip("[]").lower().rstrip(".") for name in (listening, asked))
+    anywhere = ("0.0.0.0", "::")
+    local = is_loopback(asked) or asked in anywhere
+    return listening == asked or local and (is_loopback(listening) or listening in anywhere)
 
 
 def startup_fault(config: Config) -> str:
-    """Why ``serve`` refuses a valid configuration, with what to do; or ""."""
+    """Why a valid configuration must not be served, with its path and what to do; or ""."""
     if config.auth.mode == "auto" and not config.auth.api_keys and not is_loopback(config.host):
-        return ("%s is not loopback and there is no key: add --api-key (or auth.api_keys), "
+        return ("host: %s is not loopback and there is no key: add --api-key (or auth.api_keys), "
                 "or say --auth off" % config.host)
-    for provider in config.providers:
+    for index, provider in enumerate(config.providers):
         base = provider.base_url
-        if provider.preset != DEMO and is_loopback(base.host) and base.port == config.port:
-            return "provider %s: %s is this gateway itself" % (provider.name, base)
+        if provider.preset != DEMO and base.port == config.port and is_same_host(
+                config.host, base.host):
+            return "providers[%d].base_url: %s is this gateway itself" % (index, base)
     return ""
 
 
@@ -5281,6 +5636,30 @@ def describe_config(config: Config) -> list[str]:
                                                     "" if account.enabled else " (disabled)"))
         if not provider.accounts and provider.preset != DEMO:
             lines.append("  no account: each client's own credential is passed on")
+    return lines
+
+
+def provider_lines(config: Config) -> list[str]:
+    """What each provider resolves to beyond its accounts; header values may be secrets."""
+    lines = []
+    for index, provider in enumerate(config.providers):
+        shown = {
+            "preset": provider.preset,
+            "owned_by": provider.owned_by,
+            "models": provider.models,
+            "model_map": dict(provider.model_map),
+            "default_model": provider.default_model,
+            "credential_header": provider.credential_header,
+            "betas": provider.betas._asdict(),
+            "headers": {name: str(Secret(value)) for name, value in provider.headers},
+            "proxy": provider.proxy,
+            "ca_file": provider.ca_file,
+            "priority": provider.priority,
+            "accounts": {account.name: {"priority": account.priority, "models": account.models}
+                         for account in provider.accounts},
+        }
+        lines.extend("providers[%d].%s = %s" % (index, name, json.dumps(value, default=str))
+                     for name, value in shown.items())
     return lines
 
 
@@ -5333,29 +5712,28 @@ def reachable_url(config: Config) -> str:
 
 def say(line: str) -> None:
     """A line on standard output, which may be closed or unable to show a character."""
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except UnicodeEncodeError:
-        sys.stdout.write(line.encode("ascii", "replace").decode("ascii") + "\n")
-    except (OSError, ValueError):
-        pass  # safe: nobody reads standard output any more
+    write_line(sys.stdout, line)
 
 
 def complain(line: str) -> None:
-    """A line on standard error, as `say`."""
+    """A line on standard error."""
+    write_line(sys.stderr, escape_controls(line))
+
+
+def write_line(stream: Any, line: str) -> None:
+    """A line on a stream that may be closed, full, not there at all, or know few characters."""
     try:
-        sys.stderr.write(line.encode("ascii", "backslashreplace").decode("ascii") + "\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # safe: nobody reads standard error any more
+        stream.write(shown_on(stream, line + "\n"))
+        stream.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # safe: nobody reads this stream any more
 
 
 def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Validate the configuration and print what it resolves to."""
     config, path = load_config(options, environ)
     say("configuration: %s" % (path or "none (defaults)"))
-    for line in describe_config(config) + setting_lines(config):
+    for line in describe_config(config) + provider_lines(config) + setting_lines(config):
         say(line)
     for warning in config.warnings:
         say("warning: " + warning)
@@ -5377,46 +5755,45 @@ def command_env(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run the gateway until a signal ends it."""
     config, path = load_config(options, environ)
-    fault = startup_fault(config)
-    if fault:
-        raise ConfigError([fault])
-    lines = LineWriter(sys.stderr)
-    gateway = Gateway(config, lines, environ)
-    for warning in config.warnings:
-        lines("warning: " + escape_controls(warning))
+    # Lines are written by threads: a full pipe or a stopped terminal holds up
+    # neither a request nor the end of the process.
+    errors, output = LineWriter(sys.stderr), LineWriter(sys.stdout)
+    gateway = Gateway(config, errors)
+    stop = StopSignals()
     try:
         gateway.start()
-    except OSError as error:
-        lines.close()
-        complain("claude_gateway: cannot listen on %s:%d: %s%s"
-                 % (config.host, config.port, reason_of(error), holder_of(error, config.port)))
+    except (OSError, UnicodeError) as error:
+        complain("claude_gateway: cannot listen on %s: %s%s"
+                 % (BaseUrl("http", config.host, config.port, "").authority, reason_of(error),
+                    holder_of(error, config.port)))
         return EXIT_BAD
-    stop = StopSignals()
-    print_banner(gateway, config, path, options.quiet)
+    for line in banner_lines(gateway, config, path, options.quiet):
+        output(line)
     stop.wait()
     gateway.stop()
-    lines.close()
+    output.close()
+    errors.close()
     return EXIT_GOOD
 
 
-def print_banner(gateway: Gateway, config: Config, path: str, quiet: bool) -> None:
+def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool) -> list[str]:
     """Where it listens, what it serves, the lines to copy."""
-    say("claude_gateway %s listening on %s" % (__version__, gateway.url))
+    lines = ["claude_gateway %s listening on %s" % (__version__, gateway.url)]
     if quiet:
-        return
-    say("configuration: %s" % (path or "none (defaults)"))
-    for line in describe_config(config):
-        say(line)
+        return lines
+    lines.append("configuration: %s" % (path or "none (defaults)"))
+    lines.extend(describe_config(config))
+    lines.append("point a client here (other shells: claude_gateway.py env --shell NAME):")
     shell = "cmd" if os.name == "nt" else "bash"
-    local = config._replace(port=gateway.port)
-    say("point a client here (other shells: claude_gateway.py env --shell NAME):")
-    for line in client_lines(shell, reachable_url(local), bool(config.auth.api_keys)).split("\n"):
-        say("  " + line)
+    url = reachable_url(config._replace(port=gateway.port))
+    lines.extend("  " + line for line in client_lines(
+        shell, url, bool(config.auth.api_keys)).split("\n"))
+    return lines
 
 
-def holder_of(error: OSError, port: int) -> str:
+def holder_of(error: Exception, port: int) -> str:
     """Who holds a taken port, as far as Linux tells without another program; or ""."""
-    if error.errno != errno.EADDRINUSE:
+    if getattr(error, "errno", None) != errno.EADDRINUSE:
         return ""
     hint = "; choose another with --port"
     inode = listening_inode(port)
@@ -5447,23 +5824,34 @@ def listening_inode(port: int) -> str:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM (on Windows Ctrl-Break, too) end the gateway; a second one at once."""
+    """SIGINT and SIGTERM (on Windows Ctrl-Break, too) end the gateway; a second one at once.
+
+    Waiting on a lock would miss a signal that another thread takes, or that comes
+    just before the main thread blocks; the byte on the wake-up socket stays.
+    """
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self._asked = False
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._handle)
+        if hasattr(signal, "SIGHUP"):
+            # It will mean "read the configuration again"; until then it must
+            # not kill sessions.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self._stop.is_set():
+        if self._asked:
             os._exit(EXIT_BAD)
-        self._stop.set()
+        self._asked = True
 
     def wait(self) -> None:
-        """Until the first signal.  Windows cannot interrupt a wait, so it is done in steps."""
-        while not self._stop.wait(0.5 if os.name == "nt" else None):
-            pass
+        """Until the first signal."""
+        while not self._asked:
+            self._woken.recv(1)
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
@@ -5487,4 +5875,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: the interpreter's last flush of the streams would wait for a
+    # terminal that takes nothing, and make 120 of the code where a pipe is closed.
+    # Every line has been flushed by who wrote it.
+    os._exit(main())

@@ -109,6 +109,24 @@ class SendTest(TransportCase):
             self.assertEqual(self.get(upstream, body=b"x" * (32 << 20))[0], 413)
         self.assertEqual(self.transport.connections(), {"active": 0, "idle": 0})
 
+    def test_interim_answer_does_not_end_a_stopped_upload(self):
+        """An upstream that says 102 before it reads on wants the rest."""
+        gate = support.Gate()
+
+        def script(connection):
+            head = connection.read_head()
+            connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            gate.wait("the sender to have seen it")
+            connection.read_body(head)
+            connection.send(support.json_response())
+
+        timer = threading.Timer(0.2, gate.open)
+        with support.ScriptedUpstream(script) as upstream:
+            timer.start()
+            self.assertEqual(self.get(upstream, body=b"x" * (20 << 20))[0], 200)
+            timer.join()
+            self.assertEqual(len(upstream.requests[0].body), 20 << 20)
+
     def test_redirect_is_an_answer_like_any_other(self):
         moved = support.json_response({}, status=307, headers=[("location", "http://127.0.0.1:1/")])
         with support.ScriptedUpstream(respond=lambda request: moved) as upstream:
@@ -227,6 +245,26 @@ class CompressionTest(TransportCase):
             with self.subTest(coding):
                 with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
                     self.assertEqual(self.get(upstream), (200, b"hello"))
+
+    def test_several_members_and_single_bytes(self):
+        import gzip
+        import zlib
+        raw = zlib.compressobj(9, zlib.DEFLATED, -15)
+        table = [("gzip", gzip.compress(b"hel") + gzip.compress(b"lo")),
+                 ("deflate", raw.compress(b"hello") + raw.flush())]
+        for coding, data in table:
+            def script(connection):
+                connection.read_request()
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\n"
+                                b"Content-Length: %d\r\n\r\n" % (coding.encode(), len(data)))
+                for byte in data:
+                    connection.send(bytes([byte]))
+                connection.serve()
+
+            with self.subTest(coding), support.ScriptedUpstream(script) as upstream:
+                self.assertEqual(self.get(upstream), (200, b"hello"))
+                self.transport.close()
+                self.transport = gw.Transport(time.monotonic)
 
     def test_bomb_comes_out_in_bounded_pieces(self):
         import gzip

@@ -56,7 +56,12 @@ class PathTest(unittest.TestCase):
             "/claude_api/v1/v1/messages": ("/v1/messages", True),
             "/claude_api": ("/", False),
             "/claude_apis/v1/messages": ("/claude_apis/v1/messages", False),
-            "/v1/v1": ("/v1/v1", False),
+            "/v1/v1/v1/messages": ("/v1/messages", True),
+            # The probes of a client whose base URL ends in /v1.
+            "/v1": ("/", True),
+            "/v1/": ("/", True),
+            "/v1/api/hello": ("/api/hello", True),
+            "/claude_api/v1/v1/healthz": ("/healthz", True),
         }
         for path, expected in table.items():
             with self.subTest(path):
@@ -64,14 +69,17 @@ class PathTest(unittest.TestCase):
 
     def test_every_route_has_a_handler(self):
         routes = [route for methods in gw.ROUTES.values() for route in methods.values()]
-        routes += [gw.TELEMETRY_ROUTE, gw.PASSAGE_ROUTE, *gw.MODEL_ROUTE.values()]
+        for more in (gw.TELEMETRY_ROUTES, gw.PASSAGE_ROUTES, gw.MODEL_ROUTES):
+            routes += more.values()
         for route in routes:
             self.assertTrue(callable(getattr(gw.Engine, route.handler)), route)
 
     def test_passage_takes_plain_paths_alone(self):
-        good = ["/v1/files", "/v1/messages/batches/b_1/results", "/v1/files/a%2Fb/content",
+        good = ["/v1/files", "/v1/messages/batches/b_1/results", "/v1/files/%C3%A9%20x/content",
                 "/v1/organizations/usage:report", "/v1/skills/"]
-        bad = ["/v1", "/v1/", "/v2/files", "/v1//files", "/v1/../admin", "/v1/./x", "/v1/a/..",
+        bad = ["/v1/files/a%2Fb/content", "/v1/x%5c", "/v1/m%65ssages", "/v1/x%00", "/v1/x%2e",
+               "/v1/messages//", "/api/event_logging/../../v1/organizations",
+               "/api/event_logging/%2e%2e/x", "/v2/files", "/v1//files", "/v1/../admin", "/v1/./x", "/v1/a/..",
                "/v1/%2e%2e/admin", "/v1/a%2", "/v1/a b", "/admin", "/v1/a/../../x"]
         for path in good:
             self.assertIsNotNone(gw.find_routes(path), path)
@@ -528,10 +536,13 @@ class StreamTest(unittest.TestCase):
             connection.send(support.LAST_CHUNK)
             connection.serve()
 
+        # Without an account: the mask of its key may hold back a last character
+        # that the key begins with.
+        own = [JSON_TYPE, ("x-api-key", "own")]
         with support.ScriptedUpstream(script) as upstream:
-            with running_gateway(provider(upstream)) as gateway:
+            with running_gateway(provider(upstream, ())) as gateway:
                 with support.RawClient(gateway.port) as client:
-                    client.request("POST", "/v1/messages", [JSON_TYPE], STREAM_MESSAGE)
+                    client.request("POST", "/v1/messages", own, STREAM_MESSAGE)
                     client.read_head()
                     for piece, gate in zip(pieces, gates):
                         self.assertEqual(client.read_chunk(), piece)
@@ -544,7 +555,8 @@ class StreamTest(unittest.TestCase):
                 respond=lambda request: support.stream_response(events)) as upstream:
             with running_gateway(provider(upstream)) as gateway:
                 with support.RawClient(gateway.port) as client:
-                    client.send(b"POST /v1/messages HTTP/1.0\r\nContent-Length: %d\r\n\r\n"
+                    client.send(b"POST /v1/messages HTTP/1.0\r\nHost: localhost\r\n"
+                                b"Content-Length: %d\r\n\r\n"
                                 % len(STREAM_MESSAGE) + STREAM_MESSAGE)
                     told = client.read_response()
         self.assertIsNone(told.header("transfer-encoding"))
@@ -588,6 +600,28 @@ class StreamTest(unittest.TestCase):
                 self.assertEqual(record["ended"], "client_left")
                 self.assertEqual(record["attempts"][0]["outcome"], "client_left")
                 self.assertEqual(gateway.status()["leases"], 0)
+
+
+class LateBytesTest(unittest.TestCase):
+    """Bytes behind the request must not hide that the client has left."""
+
+    def test_leaving_behind_stray_bytes_is_seen(self):
+        for how in ("close", "reset"):
+            closed = []
+
+            def script(connection):
+                connection.read_request()
+                closed.append(connection.wait_closed("the gateway to close the call"))
+
+            with self.subTest(how), support.ScriptedUpstream(script) as upstream:
+                with running_gateway(provider(upstream)) as gateway:
+                    client = support.RawClient(gateway.port)
+                    client.request("POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                    upstream.wait_requests(1)
+                    client.send(b"\r\n")
+                    threading.Event().wait(0.05)  # so that the stray bytes are seen first
+                    getattr(client, how)()
+                    support.eventually(lambda: closed, "the upstream to be told")
 
 
 class CutStreamTest(unittest.TestCase):
@@ -658,6 +692,38 @@ class CutStreamTest(unittest.TestCase):
         self.assertEqual(json.loads(events_of(told)[-1].data.decode())["error"]["type"],
                          "timeout_error")
 
+    def test_length_told_for_a_stream_is_not_believed(self):
+        """An error event behind it would be taken for the next answer."""
+        for told_length in (len(self.body[:200]), 1000):
+            def script(connection):
+                connection.read_request()
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+                                b"Content-Length: %d\r\n\r\n" % told_length + self.body[:200])
+
+            with support.ScriptedUpstream(script) as upstream:
+                with running_gateway(provider(upstream)) as gateway:
+                    with support.RawClient(gateway.port) as client:
+                        client.request("POST", "/v1/messages", [JSON_TYPE], STREAM_MESSAGE)
+                        told = client.read_response()
+                        client.request("GET", "/healthz")
+                        self.assertEqual(client.read_response().json(), {"status": "ok"})
+            self.assertIsNone(told.header("content-length"))
+            self.assertEqual(events_of(told)[-1].type, "error")
+
+    def test_nothing_is_added_to_what_is_no_stream_of_ours(self):
+        coded = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" \
+                b"Content-Encoding: br\r\nTransfer-Encoding: chunked\r\n\r\n"
+        table = {
+            "error status": support.json_response({"e": 1}, status=400, headers=[
+                ("content-type", "text/event-stream")]),
+            "unknown coding": coded + support.chunk(b"\x01\x02") + support.LAST_CHUNK,
+        }
+        for name, answer in table.items():
+            with self.subTest(name):
+                with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+                    with running_gateway(provider(upstream)) as gateway:
+                        self.assertNotIn(b"event: error", post(gateway, body=STREAM_MESSAGE).body)
+
     def test_error_event_of_the_upstream_is_the_end(self):
         """It is passed on as it is, and nothing is added to it."""
         body = self.body[:300].rsplit(b"\n\n", 1)[0] + b"\n\n" + support.sse_event(
@@ -692,6 +758,8 @@ class CutJsonTest(unittest.TestCase):
             "empty": support.json_response(b""),
             "list": support.json_response(b"[]"),
             "cut JSON until close": b"HTTP/1.0 200 OK\r\n\r\n{\"type\":\"mess",
+            "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+            "202": support.json_response(b"<html>", status=202),
         }
         for name, answer in table.items():
             with self.subTest(name):
@@ -778,6 +846,86 @@ class RotationTest(unittest.TestCase):
         told, used, _ = self.served(failing(529, x_should_retry="false"))
         self.assertEqual((told.status, used), (529, ["a"]))
 
+    def test_request_that_must_not_be_done_twice_is_not(self):
+        """A batch that was perhaps created is not created again on the next account."""
+        for fault, status, used in (("close", 502, ["a"]), (failing(500), 500, ["a"]),
+                                    (failing(429), 200, ["a", "b"]),
+                                    (failing(401), 200, ["a", "b"])):
+            with self.subTest(str(fault)), self.faulty_upstream(fault) as upstream:
+                with running_gateway(provider(upstream, ("a", "b"))) as gateway:
+                    told = post(gateway, "/v1/messages/batches", b"{}")
+                self.assertEqual((told.status, self.accounts_used(upstream)), (status, used))
+
+    def faulty_upstream(self, fault):
+        def script(connection):
+            request = connection.read_request()
+            if fault != "close":
+                connection.send(fault(request))
+                connection.serve()
+
+        return support.ScriptedUpstream(script)
+
+    def test_closed_later_than_a_stale_one_would_be_is_not_sent_again(self):
+        """A pooled connection that took the request and then closed: it may have been billed."""
+        saved, gw.STALE_SECONDS = gw.STALE_SECONDS, 0.0
+        self.addCleanup(setattr, gw, "STALE_SECONDS", saved)
+
+        def script(connection):
+            connection.read_request()
+            connection.send(support.json_response())
+            connection.read_request()
+
+        with support.ScriptedUpstream(script) as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                self.assertEqual([post(gateway).status for _ in range(2)], [200, 502])
+            self.assertEqual(len(upstream.requests), 2)
+
+    def test_one_resend_a_request_however_many_stale_connections(self):
+        def script(connection):
+            connection.read_request()
+            connection.send(support.json_response())
+            if connection.read_request() is not None:
+                connection.reset()
+
+        with support.ScriptedUpstream(*[script] * 3, respond=failing(529)) as upstream:
+            with running_gateway(provider(upstream, ("a", "b", "c"))) as gateway:
+                gate = threading.Barrier(3)
+                warm = [threading.Thread(target=lambda: (gate.wait(10), post(gateway)))
+                        for _ in range(3)]
+                for thread in warm:
+                    thread.start()
+                for thread in warm:
+                    thread.join(support.WAIT_SECONDS)
+                before = len(upstream.requests)
+                self.assertEqual(post(gateway).status, 529)
+                self.assertLessEqual(len(upstream.requests) - before, 4)
+
+    def test_error_body_that_never_ends_does_not_hold_up_the_next_account(self):
+        saved, gw.ERROR_BODY_SECONDS = gw.ERROR_BODY_SECONDS, 0.1
+        self.addCleanup(setattr, gw, "ERROR_BODY_SECONDS", saved)
+
+        def silent(connection):
+            connection.read_request()
+            connection.send(b"HTTP/1.1 429 Slow down\r\nRetry-After: 7\r\n"
+                            b"Content-Length: 99\r\n\r\n{")
+            connection.wait_closed("the gateway to give up")
+
+        with support.ScriptedUpstream(silent) as upstream:
+            with running_gateway(provider(upstream, ("a", "b"))) as gateway:
+                self.assertEqual(post(gateway).status, 200)
+        with support.ScriptedUpstream(silent) as upstream:
+            with running_gateway(provider(upstream, ("a",))) as gateway:
+                told = post(gateway)
+        self.assertEqual((told.status, told.header("retry-after"), told.json()["error"]["type"]),
+                         (429, "7", "rate_limit_error"))
+
+    def test_redirect_goes_to_nobody(self):
+        moved = support.json_response({}, status=307, headers=[("location", "http://evil.example")])
+        with support.ScriptedUpstream(respond=lambda request: moved) as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                for told in (post(gateway), get(gateway, "/v1/files")):
+                    self.assertEqual((told.status, told.all("location")), (502, []))
+
     def test_upstream_that_is_down(self):
         with support.ScriptedUpstream() as upstream:
             pass
@@ -823,8 +971,61 @@ class SecretTest(unittest.TestCase):
             with running_gateway(provider(upstream), write=lines.append,
                                  log={"level": "debug"}) as gateway:
                 told = post(gateway)
-        self.assertIn("your key [redacted]", told.json()["error"]["message"])
+        self.assertIn("your key ****", told.json()["error"]["message"])
         self.assertNotIn(ACCOUNT_KEY, str(told.headers) + "".join(lines))
+
+    def test_account_key_is_masked_in_streams_however_it_is_cut(self):
+        key = ACCOUNT_KEY + "-work"
+        text = b"event: error\ndata: {\"error\": \"" + key.encode() + b" acc\"}\n\n"
+        for pieces in list(support.every_split(text))[::7]:
+            answer = support.stream_response(pieces)
+            answer = answer.replace(b"request-id: req", b"x-echo: " + key.encode() + b"\r\nx: y")
+            with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+                with running_gateway(provider(upstream)) as gateway:
+                    told = post(gateway, body=STREAM_MESSAGE)
+            self.assertNotIn(key, told.body.decode() + str(told.headers))
+            self.assertEqual(len(told.body), len(text))
+            self.assertTrue(told.body.endswith(b'* acc"}\n\n'))
+
+    def test_clean_bytes_pass_at_once_and_unchanged(self):
+        mask = gw.KeyMask("sk-ant-" + "x" * 20)
+        self.assertEqual(mask.feed(b"risk-an"), b"ri")
+        self.assertEqual(mask.feed(b"alysis "), b"sk-analysis ")
+        self.assertEqual((mask.feed(b"ask"), mask.close(), mask.close()), (b"a", b"sk", b""))
+
+    def test_short_keys_are_words_and_stay(self):
+        """Local servers take any key; "ollama" must not vanish from every answer."""
+        accounts = [{"name": "local", "auth_token": "ollama"}]
+        answer = support.json_response(support.message("about ollama"))
+        with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+            with running_gateway(dict(provider(upstream), accounts=accounts)) as gateway:
+                self.assertEqual(post(gateway).json()["content"][0]["text"], "about ollama")
+
+    def test_gateway_key_leaves_by_no_other_way(self):
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream, ()), auth=KEYED) as gateway:
+                post(gateway, "/v1/messages?a=1&key=%s&b=2" % CLIENT_KEY, headers=[
+                    ("x-api-key", CLIENT_KEY), ("api-key", CLIENT_KEY),
+                    ("x-goog-api-key", "Bearer " + CLIENT_KEY), ("Authorization", "Bearer own")])
+            (request,) = upstream.requests
+        self.assertNotIn(CLIENT_KEY.encode(), request.raw_head)
+        self.assertEqual((request.target, request.header("authorization")),
+                         ("/v1/messages?a=1&b=2", "Bearer own"))
+
+    def test_methods_that_would_show_a_key_are_refused(self):
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                self.assertEqual(get(gateway, "/v1/files", method="TRACE").status, 405)
+            self.assertEqual(upstream.requests, [])
+
+    def test_client_credential_is_shown_to_one_vendor_alone(self):
+        with support.ScriptedUpstream(respond=failing(503)) as first:
+            with support.ScriptedUpstream() as second:
+                providers = [provider(first, ()), provider(second, (), name="other")]
+                with running_gateway(*providers) as gateway:
+                    told = post(gateway, headers=[("x-api-key", "own")],
+                                body=MESSAGE.replace(b"claude-opus-5-5", b"unlisted"))
+                self.assertEqual((told.status, second.requests), (503, []))
 
 
 class ParallelTest(unittest.TestCase):
@@ -913,7 +1114,7 @@ class GuardTest(unittest.TestCase):
                             method="OPTIONS")
         self.assertEqual((told.status, told.header("access-control-allow-origin")),
                          (204, "https://app.example"))
-        self.assertEqual(told.header("allow"), "OPTIONS, POST")
+        self.assertEqual(told.header("access-control-allow-methods"), "POST")
         self.assertEqual((other.status, other.all("access-control-allow-origin")), (403, []))
 
 
@@ -929,7 +1130,8 @@ class InternalErrorTest(unittest.TestCase):
         def broken():
             raise RuntimeError("value sk-secret")
 
-        request = gw.HttpRequest("POST", "/v1/messages", gw.Headers(), broken)
+        headers = gw.Headers([("Host", "localhost"), ("Content-Length", "5")])
+        request = gw.HttpRequest("POST", "/v1/messages", headers, broken)
         told = engine.handle(request)
         told.close()
         self.assertEqual(told.status, 500)

@@ -240,6 +240,32 @@ class BodyTest(unittest.TestCase):
                 client.send(b"x" * 20000000)
                 self.assertEqual(client.read_response().status, 413)
 
+    def test_refusal_does_not_wait_for_the_body(self):
+        class Refuser(Recorder):
+            def handle(self, request):
+                return self.refuse(gw.RequestError(401, "no"))
+
+        with serving(Refuser()) as (server, _), support.RawClient(server.server_port) as client:
+            client.send(POST + b"Content-Length: 500\r\n\r\n")
+            self.assertEqual(client.read_response().status, 401)
+            client.send(b"x" * 500 + GET + b"\r\n")
+            self.assertEqual(client.read_response().status, 401)
+
+    def test_dripping_body_is_a_408(self):
+        with serving(timeouts=SHORT._replace(client_seconds=0.2)) as (server, _):
+            with support.RawClient(server.server_port) as client:
+                client.send(POST + b"Content-Length: 1000\r\n\r\n")
+                never = threading.Event()
+                for _ in range(20):
+                    client.send(b"x")
+                    never.wait(0.02)
+                self.assertEqual(client.read_response().status, 408)
+
+    def test_blank_lines_in_front_are_bounded(self):
+        with serving() as (server, _):
+            answers = sent(server, b"\r\n" * 10000 + GET + b"\r\n")
+            self.assertEqual([answer.status for answer in answers], [400])
+
     def test_silent_body_is_a_408(self):
         with serving(timeouts=SHORT._replace(client_seconds=0.1)) as (server, _):
             with support.RawClient(server.server_port) as client:
@@ -432,6 +458,42 @@ class StopTest(unittest.TestCase):
 
     def status(self, gateway, path):
         return support.exchange(gateway.port, "GET", path).status
+
+    def test_half_a_head_holds_nothing_up(self):
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream),
+                                 timeouts={"shutdown_seconds": 8}) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    client.send(b"GET / HT")
+                    support.eventually(lambda: gateway.status()["connections"], "the connection")
+                    began = time.monotonic()
+                    gateway.stop()
+        self.assertLess(time.monotonic() - began, 5)
+
+    def test_nothing_new_is_asked_of_an_upstream_when_time_is_up(self):
+        def script(connection):
+            connection.read_request()
+            connection.send(b"HTTP/1.1 529 Busy\r\nContent-Length: 99\r\n\r\n")
+            connection.wait_closed("the gateway to end the call")
+
+        with support.ScriptedUpstream(script) as upstream:
+            with running_gateway(provider(upstream, ("a", "b")),
+                                 timeouts={"shutdown_seconds": 0.05}) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    client.request("POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                    upstream.wait_requests(1)
+                    gateway.stop()
+                    self.assertEqual(client.read_response().status, 503)
+            self.assertEqual(len(upstream.requests), 1)
+
+    def test_gateway_can_be_started_once_at_a_time_and_again(self):
+        gateway = gw.Gateway(gw.Config.from_dict({"port": 0, "providers": [{"name": "demo"}]}))
+        for _ in range(2):
+            with gateway:
+                with self.assertRaises(RuntimeError):
+                    gateway.start()
+                self.assertEqual(support.exchange(gateway.port, "GET", "/healthz").status, 200)
+        gateway.stop()  # a second one does nothing
 
     def test_what_does_not_finish_ends_in_an_error_event(self):
         def script(connection):

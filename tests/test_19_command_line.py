@@ -1,0 +1,782 @@
+"""Section 19: commands, options, files and signals, mostly as processes of their own."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import claude_gateway as gw
+from tests.support import GATEWAY_FILE
+from tests.support import GatewayProcess
+from tests.support import WAIT_SECONDS
+from tests.support import eventually
+from tests.support import exchange
+
+ON_WINDOWS = os.name == "nt"
+ON_LINUX = sys.platform.startswith("linux")
+AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+OWN_PROVIDER = {"name": "own", "base_url": "https://own.example"}
+
+
+def free_port():
+    """A port that was free a moment ago, for where it must be known before the start."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class FolderTest(unittest.TestCase):
+    """An empty HOME, an empty working directory, and nothing of the tester's environment."""
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="gateway-test-")
+        self.addCleanup(temporary.cleanup)
+        self.root = os.path.realpath(temporary.name)
+        self.home = os.path.join(self.root, "home")
+        self.work = os.path.join(self.root, "work")
+        os.mkdir(self.home)
+        os.mkdir(self.work)
+
+    def environment(self, **changes):
+        kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
+        return dict(kept, HOME=self.home, **changes)
+
+    def command(self, *arguments, stdout=subprocess.PIPE, **environ):
+        """Run one command to its end; the result's streams are text."""
+        return subprocess.run([sys.executable, GATEWAY_FILE] + list(arguments), cwd=self.work,
+                              env=self.environment(**environ), stdin=subprocess.DEVNULL,
+                              stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8",
+                              timeout=30)
+
+    def write(self, name, content, mode=0o600):
+        """A file of the working directory; dicts become JSON."""
+        path = os.path.join(self.work, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if isinstance(content, dict):
+            content = json.dumps(content)
+        with open(path, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode("utf-8"))
+        os.chmod(path, mode)
+        return path
+
+    def load(self, *arguments, **environ):
+        """The configuration that a command line leads to, without a process."""
+        return gw.load_config(gw.argument_parser().parse_args(arguments), environ)[0]
+
+    @contextlib.contextmanager
+    def serving(self, *prefix, **popen):
+        """``serve`` with unusual streams; gives (process, port) once it answers."""
+        port = free_port()
+        process = subprocess.Popen(
+            list(prefix) + [sys.executable, GATEWAY_FILE, "--port", str(port)], cwd=self.work,
+            env=self.environment(), stdin=subprocess.DEVNULL, **popen)
+        try:
+            eventually(lambda: process.poll() is not None or self.answers(port),
+                       "the gateway answers or ends")
+            self.assertIsNone(process.poll(), "it ended at once")
+            yield process, port
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(WAIT_SECONDS)
+
+    def answers(self, port):
+        try:
+            return exchange(port, "GET", "/healthz").status == 200
+        except (OSError, AssertionError):
+            return False
+
+    def end(self, process):
+        process.terminate()
+        return process.wait(WAIT_SECONDS)
+
+
+class GatewayTest(unittest.TestCase):
+
+    def test_starts_stops_and_leaves_nothing(self):
+        config = gw.Config.from_dict({"port": 0, "providers": [{"name": "demo"}]})
+        gateway = gw.Gateway(config, environ={})
+        with gateway:
+            self.assertEqual(gateway.url, "http://127.0.0.1:%d" % gateway.port)
+            self.assertEqual(exchange(gateway.port, "GET", "/healthz").status, 200)
+            port = gateway.port
+        with self.assertRaises(OSError):
+            socket.create_connection(("127.0.0.1", port), WAIT_SECONDS)
+
+    def test_stopping_twice_is_once(self):
+        with gw.Gateway(gw.Config.from_dict({"port": 0}), environ={}) as gateway:
+            gateway.stop()
+            gateway.stop()
+
+    def test_a_taken_port_is_an_os_error_and_leaves_nothing(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen(1)
+            port = taken.getsockname()[1]
+            config = gw.Config.from_dict({"port": port, "providers": [{"name": "demo"}]})
+            gateway = gw.Gateway(config, environ={})
+            with self.assertRaises(OSError):
+                gateway.start()
+            gateway.stop()
+
+
+class ParserTest(unittest.TestCase):
+
+    def flags(self):
+        return {flag for action in gw.argument_parser()._actions for flag in action.option_strings}
+
+    def test_options_are_those_of_the_contract(self):
+        contract = {"--host", "--port", "--config", "--api-key", "--auth", "--upstream",
+                    "--upstream-key", "--demo", "--log-level", "--log-format", "--quiet",
+                    "--version", "--shell"}
+        self.assertEqual(contract - self.flags(), set())
+
+    def test_every_flag_of_the_settings_table_exists(self):
+        named = {flag for row in gw.SETTINGS for flag in row.flag.split(", ") if flag}
+        self.assertEqual(named - self.flags(), set())
+
+    def test_every_command_has_its_function(self):
+        self.assertEqual(set(gw.COMMANDS) & {"check", "env", "serve"}, {"check", "env", "serve"})
+
+
+class WrongUsageTest(FolderTest):
+
+    def test_is_exit_2_on_standard_error(self):
+        table = [
+            ("unknown command", ["bogus"]),
+            ("two commands", ["check", "serve"]),
+            ("unknown option", ["--bogus"]),
+            ("port not a number", ["--port", "http"]),
+            ("unknown auth mode", ["--auth", "open"]),
+            ("unknown shell", ["env", "--shell", "tcsh"]),
+            ("option without its value", ["--config"]),
+        ]
+        for name, arguments in table:
+            with self.subTest(name):
+                result = self.command(*arguments)
+                self.assertEqual((result.returncode, result.stdout), (2, ""))
+                self.assertIn("claude_gateway.py: error:", result.stderr)
+
+    def test_version(self):
+        result = self.command("--version")
+        self.assertEqual((result.returncode, result.stdout, result.stderr),
+                         (0, "claude_gateway %s\n" % gw.__version__, ""))
+
+    def test_help_names_every_option(self):
+        result = self.command("--help")
+        self.assertEqual(result.returncode, 0)
+        for flag in ("--config", "--upstream-key", "--demo", "--quiet"):
+            self.assertIn(flag, result.stdout)
+
+
+class FindConfigFileTest(FolderTest):
+
+    def used(self, *arguments, **environ):
+        """The file that ``check`` says it used."""
+        return self.command("check", *arguments, **environ).stdout.split("\n")[0]
+
+    @unittest.skipIf(ON_WINDOWS, "the folder there is APPDATA")
+    def test_each_place_gives_way_to_the_ones_before(self):
+        """All five exist at first; the winner is removed each time."""
+        xdg = os.path.join(self.work, "xdg")
+        places = [
+            (["--config", "option.json"], {}, "option.json"),
+            ([], {"CLAUDE_GATEWAY_CONFIG": "variable.json"}, "variable.json"),
+            ([], {}, os.path.join(".", "claude_gateway.json")),
+            ([], {}, os.path.join(xdg, "claude_gateway", "config.json")),
+        ]
+        for _, _, path in places:
+            self.write(path, {})
+        for number, (arguments, environ, path) in enumerate(places):
+            with self.subTest(path):
+                later = {key: value for _, more, _ in places[number:] for key, value in
+                         more.items()}
+                found = self.used(*arguments, XDG_CONFIG_HOME=xdg, **dict(later, **environ))
+                self.assertEqual(found, "configuration: " + path)
+            os.remove(os.path.join(self.work, path))
+        self.assertEqual(self.used(XDG_CONFIG_HOME=xdg), "configuration: none (defaults)")
+
+    @unittest.skipIf(ON_WINDOWS, "the folder there is APPDATA")
+    def test_home_without_xdg(self):
+        path = self.write(os.path.join(self.home, ".config", "claude_gateway", "config.json"), {})
+        self.assertEqual(self.used(), "configuration: " + path)
+
+    def test_a_named_file_must_exist(self):
+        for arguments, environ in ((["--config", "no.json"], {}),
+                                   ([], {"CLAUDE_GATEWAY_CONFIG": "no.json"})):
+            with self.subTest(arguments=arguments):
+                result = self.command("check", *arguments, **environ)
+                self.assertEqual((result.returncode, result.stdout, result.stderr),
+                                 (2, "", "claude_gateway: no.json: No such file or directory\n"))
+
+
+class ReadConfigFileTest(FolderTest):
+
+    def faults(self, path):
+        with self.assertRaises(gw.ConfigError) as raised:
+            self.load("--config", path)
+        return raised.exception.problems
+
+    def test_faults_name_the_file_in_one_line(self):
+        table = [
+            ("not JSON", b'{"port": 1,}', "line 1 column"),
+            ("empty", b"", ""),
+            ("key stands twice", b'{"port": 1, "port": 2}', 'the key "port" stands twice'),
+            ("key within stands twice", b'{"log": {"level": "info", "level": "info"}}',
+             'the key "level" stands twice'),
+            ("not UTF-8", b'{"host": "\xff"}', "decode"),
+            ("a list", b"[]", "must hold an object"),
+            ("null", b"null", "must hold an object"),
+            ("deep", b"[" * 200000, ""),
+        ]
+        for name, content, hint in table:
+            with self.subTest(name):
+                path = self.write("c.json", content)
+                problem, = self.faults(path)
+                self.assertTrue(problem.startswith(path + ": "), problem)
+                self.assertIn(hint, problem)
+                self.assertNotIn("\n", problem)
+
+    def test_a_folder_is_no_file(self):
+        self.assertEqual(len(self.faults(self.work)), 1)
+
+    @unittest.skipIf(ON_WINDOWS or AS_ROOT, "nothing is unreadable there")
+    def test_unreadable_file(self):
+        path = self.write("c.json", {}, mode=0)
+        self.assertEqual(self.faults(path), [path + ": Permission denied"])
+
+    def test_byte_order_mark_and_windows_line_ends(self):
+        path = self.write("c.json", b'\xef\xbb\xbf{\r\n"port": 9001\r\n}\r\n')
+        self.assertEqual(self.load("--config", path).port, 9001)
+
+    def test_toml_where_the_interpreter_has_it(self):
+        path = self.write("c.toml", 'port = 9001\n[[providers]]\nname = "zai"\n')
+        if sys.version_info < (3, 11):
+            self.assertEqual(self.faults(path),
+                             [path + ": TOML needs Python 3.11 or newer; use JSON"])
+            return
+        config = self.load("--config", path)
+        self.assertEqual((config.port, config.providers[0].name), (9001, "zai"))
+
+    @unittest.skipIf(sys.version_info < (3, 11), "no tomllib")
+    def test_toml_faults(self):
+        for text in ("port = ", "port = 1\nport = 2\n"):
+            with self.subTest(text):
+                path = self.write("c.toml", text)
+                self.assertTrue(self.faults(path)[0].startswith(path + ": "))
+
+    def test_strings_of_the_file_are_interpolated(self):
+        self.write("key", "from-file\n")
+        path = self.write("c.json", {"auth": {"api_keys": [
+            "${KEY}", "${file:%s}" % os.path.join(self.work, "key").replace("\\", "/")]}})
+        keys = self.load("--config", path, KEY="from-env").auth.api_keys
+        self.assertEqual([key.key.reveal() for key in keys], ["from-env", "from-file"])
+
+
+class OpenFileTest(FolderTest):
+    """A file that holds secrets and is readable by others draws a warning (contract 3)."""
+
+    WITH_KEY = {"auth": {"api_keys": ["k-in-the-file"]}}
+    WITH_ACCOUNT = {"providers": [dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "k"}])]}
+
+    def warns(self, content, mode, *arguments, **environ):
+        path = self.write("c.json", content, mode)
+        return ["%s: holds secrets and is readable by others; chmod 600 it" % path] == [
+            warning for warning in self.load("--config", path, *arguments, **environ).warnings]
+
+    @unittest.skipIf(ON_WINDOWS, "no such bits there")
+    def test_which_files_warn(self):
+        table = [
+            ("key, others", self.WITH_KEY, 0o604, True),
+            ("key, group", self.WITH_KEY, 0o640, True),
+            ("account, all", self.WITH_ACCOUNT, 0o644, True),
+            ("key, owner", self.WITH_KEY, 0o600, False),
+            ("no secret", {"port": 9001}, 0o644, False),
+        ]
+        for name, content, mode, warns in table:
+            with self.subTest(name):
+                self.assertIs(self.warns(content, mode), warns)
+
+    @unittest.skipIf(ON_WINDOWS, "no such bits there")
+    def test_a_secret_that_is_elsewhere_does_not_count(self):
+        self.assertFalse(self.warns({"port": 9001}, 0o644, "--api-key", "k"), "an option")
+        self.assertFalse(self.warns({"auth": {"api_keys": ["${KEY}"]}}, 0o644, KEY="k"),
+                         "a variable that the file only names")
+
+    @unittest.skipIf(ON_WINDOWS, "no such bits there")
+    def test_check_tells(self):
+        path = self.write("c.json", self.WITH_KEY, 0o644)
+        result = self.command("check", "--config", path)
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("warning: %s: holds secrets" % path, result.stdout + result.stderr)
+
+
+class SecretOptionTest(FolderTest):
+
+    def test_where_a_secret_may_come_from(self):
+        path = self.write("key", "from-file\n")
+        table = [
+            ("itself", "plain", "plain"),
+            ("variable", "env:KEY", "from-env"),
+            ("file", "file:" + path, "from-file"),
+            ("dollars are characters", "a$KEY$b", "a$KEY$b"),
+        ]
+        for name, text, secret in table:
+            with self.subTest(name):
+                config = self.load("--api-key", text, "--upstream-key", text, KEY="from-env")
+                self.assertEqual(config.auth.api_keys[0].key.reveal(), secret)
+                self.assertEqual(config.providers[0].accounts[0].secret.reveal(), secret)
+
+    def test_faults_name_the_option(self):
+        for option in ("--api-key", "--upstream-key"):
+            for text, problem in (("env:NO", "the environment has no NO"),
+                                  ("file:/no/such", "cannot read /no/such "
+                                                    "(No such file or directory)")):
+                with self.subTest(option=option, text=text):
+                    result = self.command("check", option, text)
+                    self.assertEqual((result.returncode, result.stderr),
+                                     (2, "claude_gateway: %s: %s\n" % (option, problem)))
+
+    def test_an_empty_one_is_no_key_and_warns(self):
+        config = self.load("--api-key", "env:KEY", KEY="")
+        self.assertEqual((config.auth.api_keys, config.auth_mode, len(config.warnings)),
+                         ((), "off", 1))
+
+
+class PrecedenceTest(FolderTest):
+
+    FILE = {
+        "host": "127.0.0.2", "port": 9001, "auth": {"mode": "strict", "api_keys": ["file-key"]},
+        "log": {"level": "error", "format": "json"},
+        "providers": [dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "file-account"}])],
+    }
+    ENVIRONMENT = {
+        "CLAUDE_GATEWAY_API_KEY": "env-key, env-key-2",
+        "CLAUDE_GATEWAY_UPSTREAM": "https://env.example",
+        "CLAUDE_GATEWAY_UPSTREAM_KEY": "env-account",
+    }
+    OPTIONS = ["--host", "127.0.0.3", "--port", "9002", "--auth", "off", "--api-key", "opt-key",
+               "--upstream", "https://opt.example", "--upstream-key", "opt-account",
+               "--upstream-key", "opt-account-2", "--log-level", "debug", "--log-format", "text"]
+
+    def summary(self, config):
+        return {
+            "listen": (config.host, config.port),
+            "mode": config.auth.mode,
+            "keys": [key.key.reveal() for key in config.auth.api_keys],
+            "log": tuple(config.log),
+            "upstream": [str(row.base_url) for row in config.providers],
+            "accounts": [row.secret.reveal() for row in config.providers[0].accounts],
+        }
+
+    def test_options_then_environment_then_file_then_defaults(self):
+        default = {"listen": ("127.0.0.1", 8045), "mode": "auto", "keys": [],
+                   "log": ("info", "text"), "upstream": ["https://api.anthropic.com"],
+                   "accounts": []}
+        file = {"listen": ("127.0.0.2", 9001), "mode": "strict", "keys": ["file-key"],
+                "log": ("error", "json"), "upstream": ["https://own.example"],
+                "accounts": ["file-account"]}
+        env = {"keys": ["env-key", "env-key-2"], "upstream": ["https://env.example"],
+               "accounts": ["env-account"]}
+        options = {"listen": ("127.0.0.3", 9002), "mode": "off", "keys": ["opt-key"],
+                   "log": ("debug", "text"), "upstream": ["https://opt.example"],
+                   "accounts": ["opt-account", "opt-account-2"]}
+        path = ["--config", self.write("c.json", self.FILE)]
+        nothing = ["--config", self.write("empty.json", {})]
+        table = [
+            ("nothing", nothing, {}, default),
+            ("file", path, {}, file),
+            ("environment", nothing, self.ENVIRONMENT, dict(default, **env)),
+            ("file and environment", path, self.ENVIRONMENT, dict(file, **env)),
+            ("file and options", path + self.OPTIONS, {}, options),
+            ("all", path + self.OPTIONS, self.ENVIRONMENT, options),
+        ]
+        for name, arguments, environ, expected in table:
+            with self.subTest(name):
+                self.assertEqual(self.summary(self.load(*arguments, **environ)), expected)
+
+    def test_an_option_leaves_its_neighbours_alone(self):
+        path = self.write("c.json", self.FILE)
+        summary = self.summary(self.load("--config", path, "--log-level", "debug",
+                                         "--auth", "off"))
+        self.assertEqual((summary["log"], summary["mode"], summary["keys"]),
+                         (("debug", "json"), "off", ["file-key"]))
+
+    def test_the_same_through_a_process(self):
+        path = self.write("c.json", self.FILE)
+        result = self.command("check", "--config", path, *self.OPTIONS, **self.ENVIRONMENT)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        for line in ("host = \"127.0.0.3\"", "port = 9002", "auth.mode = \"off\"",
+                     "log.level = \"debug\"", "provider anthropic: https://opt.example"):
+            self.assertIn(line + "\n", result.stdout)
+
+    def test_demo_takes_the_place_of_every_upstream(self):
+        config = self.load("--config", self.write("c.json", self.FILE), "--demo",
+                           **self.ENVIRONMENT)
+        self.assertEqual([row.name for row in config.providers], ["demo"])
+
+    def test_an_option_does_not_hide_a_fault_of_the_file(self):
+        for settings, option in (({"auth": "open"}, ["--auth", "off"]),
+                                 ({"log": "debug"}, ["--log-level", "info"])):
+            with self.subTest(settings=settings):
+                with self.assertRaises(gw.ConfigError):
+                    self.load("--config", self.write("c.json", settings), *option)
+
+    def test_variables_of_the_client_are_never_read(self):
+        """They usually point at the gateway itself."""
+        client = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8045", "ANTHROPIC_API_KEY": "MARKED",
+                  "ANTHROPIC_AUTH_TOKEN": "MARKED", "ANTHROPIC_MODEL": "MARKED"}
+        with_them = self.command("check", **client)
+        self.assertEqual(with_them.stdout, self.command("check").stdout)
+        self.assertEqual((with_them.returncode, with_them.stderr), (0, ""))
+
+
+class StartupFaultTest(FolderTest):
+
+    def fault(self, *arguments):
+        return gw.startup_fault(self.load(*arguments))
+
+    def test_open_to_others_without_a_key(self):
+        table = [
+            (["--host", "0.0.0.0"], True),
+            (["--host", "::"], True),
+            (["--host", "192.0.2.1"], True),
+            (["--host", "0.0.0.0", "--api-key", ""], True),
+            (["--host", "0.0.0.0", "--api-key", "k"], False),
+            (["--host", "0.0.0.0", "--auth", "off"], False),
+            # These start and refuse everything: contract section 5.
+            (["--host", "0.0.0.0", "--auth", "strict"], False),
+            (["--host", "0.0.0.0", "--auth", "all_except_health"], False),
+            (["--host", "localhost"], False),
+        ]
+        for arguments, refused in table:
+            with self.subTest(arguments=arguments):
+                fault = self.fault(*arguments)
+                self.assertEqual(bool(fault), refused, fault)
+                if refused:
+                    self.assertIn("--api-key", fault)
+                    self.assertIn("--auth off", fault)
+
+    def test_an_upstream_that_is_the_gateway_itself(self):
+        table = [
+            ("127.0.0.1", "http://127.0.0.1:9001", True),
+            ("127.0.0.1", "http://localhost:9001/claude_api", True),
+            ("localhost", "http://127.0.0.1:9001", True),
+            ("::1", "http://[::1]:9001", True),
+            ("0.0.0.0", "http://127.0.0.1:9001", True),
+            # To connect to the address that means all is to connect to this machine.
+            ("127.0.0.1", "http://0.0.0.0:9001", True),
+            ("192.0.2.1", "http://192.0.2.1:9001", True),
+            ("gateway.example", "http://Gateway.Example:9001", True),
+            ("127.0.0.1", "http://127.0.0.1:9002", False),
+            ("127.0.0.1", "http://192.0.2.1:9001", False),
+            ("192.0.2.1", "http://192.0.2.2:9001", False),
+            # Another server, on the loopback address that the gateway does not listen on.
+            ("192.0.2.1", "http://127.0.0.1:9001", False),
+        ]
+        for host, upstream, itself in table:
+            with self.subTest(host=host, upstream=upstream):
+                fault = self.fault("--host", host, "--port", "9001", "--api-key", "k",
+                                   "--upstream", upstream)
+                self.assertEqual("is this gateway itself" in fault, itself)
+
+    def test_serve_and_check_refuse_with_exit_2(self):
+        table = [
+            (["--host", "0.0.0.0"], "add --api-key"),
+            (["--port", "9001", "--upstream", "http://127.0.0.1:9001"], "itself"),
+        ]
+        for arguments, hint in table:
+            for command in ("serve", "check"):
+                with self.subTest(command=command, arguments=arguments):
+                    result = self.command(command, *arguments)
+                    self.assertEqual(result.returncode, 2)
+                    self.assertEqual(result.stderr.count("\n"), 1)
+                    self.assertIn(hint, result.stderr)
+
+
+class CheckTest(FolderTest):
+
+    def test_good(self):
+        path = self.write("claude_gateway.json", {"providers": [
+            dict(OWN_PROVIDER, accounts=[{"name": "work", "api_key": "k"}]),
+            {"name": "zai", "enabled": False}]})
+        result = self.command("check")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        lines = result.stdout.split("\n")
+        self.assertEqual(lines[0], "configuration: ." + path[len(self.work):])
+        for line in ("auth: off", "provider own: https://own.example",
+                     "  account work: x-api-key …",
+                     "provider zai: https://api.z.ai/api/anthropic (disabled)",
+                     "timeouts.idle_seconds = 300", "routing.models = {}"):
+            self.assertIn(line, lines)
+        self.assertEqual(lines[-2:], ["good", ""])
+
+    def test_every_plain_setting_is_shown(self):
+        lines = self.command("check").stdout.split("\n")
+        for row in gw.SETTINGS:
+            if row.path not in ("providers", "auth.api_keys"):
+                with self.subTest(row.path):
+                    shown = [line for line in lines if line.startswith(row.path + " = ")]
+                    self.assertEqual(len(shown), 1)
+
+    def test_bad_has_a_line_a_problem(self):
+        self.write("claude_gateway.json", {"hots": 1, "port": "x", "providers": [
+            dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "${UNSET}"}])]})
+        result = self.command("check")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertEqual(sorted(result.stderr.splitlines()), [
+            "claude_gateway: hots: unknown key; did you mean host?",
+            "claude_gateway: port: must be a whole number, not a string",
+            "claude_gateway: providers[0].accounts[0].api_key: the environment has no UNSET",
+        ])
+
+    def test_a_problem_stays_one_line_whatever_the_key(self):
+        """A file from elsewhere must not write into the terminal either."""
+        self.write("claude_gateway.json", {"a\nb\x1b[2J": 1})
+        result = self.command("check")
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(len(result.stderr.splitlines()), 1)
+        self.assertNotIn("\x1b", result.stderr)
+
+    def test_a_warning_is_told_and_is_good(self):
+        self.write("claude_gateway.json", {"warmup": "forward"})
+        result = self.command("check")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("warning: warmup: ", result.stdout + result.stderr)
+
+    def test_no_secret_is_shown(self):
+        """MARKED stands in front of the four characters that a mask may show."""
+        long = "sk-ant-MARKED-0123456789-tail"
+        self.write("token", long)
+        self.write("claude_gateway.json", {
+            "auth": {"api_keys": [long, {"name": "n", "key": "MARKED"}, "${KEY}"]},
+            "providers": [dict(OWN_PROVIDER, proxy="http://me:MARKED@p.example:1", accounts=[
+                {"name": "a", "api_key": long}, {"name": "b", "auth_token": "${file:token}"}])]})
+        for arguments in (["check"], ["env"], ["check", "--upstream-key", long, "--api-key", long],
+                          ["check", "--host", "0.0.0.0", "--port", "x"]):
+            with self.subTest(arguments=arguments):
+                result = self.command(*arguments, KEY=long)
+                self.assertNotIn("MARKED", result.stdout + result.stderr)
+
+    def test_output_that_cannot_show_a_mask(self):
+        result = self.command("check", "--api-key", "k", PYTHONIOENCODING="ascii")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("auth: all_except_health; keys: key-1 (?)", result.stdout)
+
+    @unittest.skipIf(ON_WINDOWS, "pipes end otherwise there")
+    def test_nobody_reads_its_output(self):
+        """As with ``check | head -1``: no traceback, no other exit code."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            result = self.command("check", stdout=writer)
+        finally:
+            os.close(writer)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+
+class EnvTest(FolderTest):
+
+    def test_every_shell(self):
+        url, key = "http://127.0.0.1:9001", "YOUR-GATEWAY-KEY"
+        table = {
+            "bash": "export ANTHROPIC_BASE_URL=%s\nexport ANTHROPIC_AUTH_TOKEN=%s\n",
+            "fish": "set -gx ANTHROPIC_BASE_URL %s\nset -gx ANTHROPIC_AUTH_TOKEN %s\n",
+            "cmd": "set ANTHROPIC_BASE_URL=%s\nset ANTHROPIC_AUTH_TOKEN=%s\n",
+            "powershell": "$env:ANTHROPIC_BASE_URL = '%s'\n$env:ANTHROPIC_AUTH_TOKEN = '%s'\n",
+        }
+        for shell, lines in table.items():
+            with self.subTest(shell):
+                result = self.command("env", "--shell", shell, "--port", "9001", "--api-key", "k")
+                self.assertEqual((result.returncode, result.stdout, result.stderr),
+                                 (0, lines % (url, key), ""))
+
+    def test_json_is_the_env_block_of_the_clients_settings(self):
+        result = self.command("env", "--shell", "json", "--port", "9001", "--api-key", "k")
+        self.assertEqual(json.loads(result.stdout), {"env": {
+            "ANTHROPIC_BASE_URL": "http://127.0.0.1:9001",
+            "ANTHROPIC_AUTH_TOKEN": "YOUR-GATEWAY-KEY"}})
+
+    @unittest.skipIf(ON_WINDOWS or shutil.which("bash") is None, "no bash")
+    def test_bash_takes_the_lines(self):
+        lines = self.command("env", "--host", "::1", "--port", "9001").stdout
+        shown = subprocess.run(["bash", "-c", lines + 'printf %s "$ANTHROPIC_BASE_URL"'],
+                               stdout=subprocess.PIPE, encoding="utf-8", timeout=30)
+        self.assertEqual(shown.stdout, "http://[::1]:9001")
+
+    def test_address_that_a_client_can_reach(self):
+        table = [
+            ([], "http://127.0.0.1:8045"),
+            (["--host", "0.0.0.0", "--auth", "off"], "http://127.0.0.1:8045"),
+            (["--host", "::", "--auth", "off"], "http://[::1]:8045"),
+            (["--host", "192.0.2.1", "--auth", "off"], "http://192.0.2.1:8045"),
+        ]
+        for arguments, url in table:
+            with self.subTest(url):
+                config = self.load(*arguments)
+                self.assertEqual(gw.reachable_url(config), url)
+
+    def test_without_keys_no_token_is_asked_for(self):
+        self.assertNotIn("TOKEN", gw.client_lines("bash", "http://127.0.0.1:8045", False))
+
+    def test_a_bad_configuration_is_exit_2(self):
+        self.write("claude_gateway.json", {"port": "x"})
+        self.assertEqual(self.command("env").returncode, 2)
+
+
+class ServeTest(FolderTest):
+
+    def test_says_where_it_listens_and_what_to_copy(self):
+        config = {"providers": [dict(OWN_PROVIDER, accounts=[{"name": "work", "api_key": "k"}])]}
+        with GatewayProcess(config) as gateway:
+            self.assertNotEqual(gateway.port, 0)
+            self.assertEqual(exchange(gateway.port, "GET", "/healthz").status, 200)
+            self.assertEqual(gateway.stop(), 0)
+            text = "\n".join(gateway.stdout_lines)
+        self.assertEqual(gateway.stdout_lines[0],
+                         "claude_gateway %s listening on %s" % (gw.__version__, gateway.url))
+        for part in ("auth: off", "provider own: https://own.example", "  account work: ",
+                     "ANTHROPIC_BASE_URL=http://127.0.0.1:%d" % gateway.port):
+            self.assertIn(part, text)
+
+    def test_quiet_says_one_line(self):
+        with GatewayProcess(args=["--quiet", "--demo"]) as gateway:
+            gateway.stop()
+        self.assertEqual(gateway.stdout_lines,
+                         ["claude_gateway %s listening on %s" % (gw.__version__, gateway.url)])
+
+    def test_serve_may_be_said_and_options_stand_anywhere(self):
+        with GatewayProcess(args=["serve", "--demo"]) as gateway:
+            self.assertEqual(exchange(gateway.port, "GET", "/healthz").status, 200)
+
+    def test_no_secret_is_shown(self):
+        secret = "sk-ant-MARKED-0123456789-tail"
+        config = {"auth": {"api_keys": [secret]}, "log": {"level": "debug"}, "providers": [
+            dict(OWN_PROVIDER, base_url="http://127.0.0.1:1",
+                 accounts=[{"name": "a", "api_key": secret}])]}
+        with GatewayProcess(config) as gateway:
+            body = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
+            for path in ("/v1/messages", "/v1/other", "/nowhere"):
+                answer = exchange(gateway.port, "POST", path, [("x-api-key", secret)], body)
+                self.assertNotIn(b"MARKED", answer.body)
+            gateway.stop()
+            self.assertNotIn("MARKED", gateway.output())
+
+    def test_warnings_are_lines_of_the_log(self):
+        """Who reads the log as JSON must be able to read every line of it."""
+        with GatewayProcess({"warmup": "forward", "log": {"format": "json"}}) as gateway:
+            exchange(gateway.port, "GET", "/nowhere")
+            gateway.stop()
+            lines = gateway.stderr_text().splitlines()
+        self.assertIn("warmup", "".join(lines))
+        for line in lines:
+            with self.subTest(line):
+                self.assertIsInstance(json.loads(line), dict)
+
+    def test_port_in_use_is_one_plain_line(self):
+        with socket.socket() as holder:
+            holder.bind(("127.0.0.1", 0))
+            holder.listen(1)
+            port = holder.getsockname()[1]
+            result = self.command("--port", str(port))
+        self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (1, "", 1))
+        self.assertIn("127.0.0.1:%d: " % port, result.stderr)
+        self.assertIn("choose another with --port", result.stderr)
+        if ON_LINUX:
+            self.assertIn("held by process %d, " % os.getpid(), result.stderr)
+
+    def test_an_address_that_cannot_be_had_is_one_plain_line(self):
+        table = [
+            ("of another machine", "192.0.2.1"),
+            ("no such name", "no-such-host.invalid"),
+            ("no name at all", "a..b"),
+            ("too long a label", "a" * 64 + ".example"),
+        ]
+        for name, host in table:
+            with self.subTest(name):
+                result = self.command("--port", "0", "--auth", "off", "--host", host)
+                self.assertIn(result.returncode, (1, 2))
+                self.assertEqual((result.stdout, result.stderr.count("\n")), ("", 1))
+
+
+@unittest.skipIf(ON_WINDOWS, "signals are not sent there")
+class StopTest(FolderTest):
+
+    def test_either_signal_ends_it_well(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number), GatewayProcess(args=["--demo"]) as gateway:
+                gateway.process.send_signal(number)
+                gateway.process.wait(WAIT_SECONDS)
+                gateway.stop()
+                self.assertEqual((gateway.returncode, gateway.stderr_text()), (0, ""))
+
+    @unittest.skipUnless(ON_LINUX, "needs /proc to see that the main thread is blocked")
+    def test_a_signal_ends_the_wait_whichever_thread_takes_it(self):
+        """The system may hand it to any thread, or to the main one just before it blocks."""
+        program = (
+            "import claude_gateway as gw, signal, threading\n"
+            "stop = gw.StopSignals()\n"
+            "def take():\n"
+            "    asleep = 0\n"
+            "    while asleep < 200:\n"  # in a row: it may also sleep a moment for the GIL
+            "        with open('/proc/self/task/%d/stat' % threading.main_thread().native_id) as f:\n"
+            "            asleep = asleep + 1 if f.read().split(') ')[1][0] == 'S' else 0\n"
+            "    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+            "threading.Thread(target=take, daemon=True).start()\n"
+            "stop.wait()\n")
+        result = subprocess.run([sys.executable, "-c", program], timeout=WAIT_SECONDS,
+                                cwd=os.path.dirname(GATEWAY_FILE), env=self.environment(),
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.assertEqual((result.returncode, result.stdout), (0, b""))
+
+    def test_idle_connections_do_not_hold_it(self):
+        with GatewayProcess() as gateway:
+            with socket.create_connection((gateway.host, gateway.port), WAIT_SECONDS):
+                self.assertEqual(gateway.stop(), 0)
+
+    def test_nobody_reads_standard_output(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(os.devnull, "wb") as nowhere:
+            with self.serving(stdout=writer, stderr=nowhere) as (process, port):
+                os.close(writer)
+                self.assertTrue(self.answers(port))
+                self.assertEqual(self.end(process), 0)
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full")
+    def test_a_full_disk(self):
+        with open("/dev/full", "wb") as full:
+            with self.serving(stdout=full, stderr=full) as (process, port):
+                self.assertTrue(self.answers(port))
+                self.assertEqual(self.end(process), 0)
+
+    def test_no_streams_at_all(self):
+        closed = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-']
+        with self.serving(*closed) as (process, port):
+            self.assertEqual(exchange(port, "GET", "/nowhere").status, 404)
+            self.assertEqual(self.end(process), 0)
+
+    def test_a_terminal_that_takes_nothing(self):
+        """The log's thread hangs in a write for good; the process must end all the same."""
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer, b"x" * 4096):
+                pass
+        os.set_blocking(writer, True)
+        with self.serving(stdout=subprocess.DEVNULL, stderr=writer) as (process, port):
+            os.close(writer)
+            for _ in range(3):
+                self.assertEqual(exchange(port, "GET", "/nowhere").status, 404)
+            self.assertEqual(self.end(process), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
