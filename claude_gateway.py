@@ -16,7 +16,7 @@ The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
 and returns values; sockets live in 13 and 16; section 19 alone builds the real
 clocks, openers and servers.  The numbers left out are kept for what is to come:
-8 the OpenAI door, 14 credential renewal, 18 the dashboard's page.
+14 the OpenAI door and credential renewal, 18 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told
@@ -24,7 +24,8 @@ clocks, openers and servers.  The numbers left out are kept for what is to come:
     4  HTTP message rules        heads, framing, body decoders, header rules, credentials, guard
     5  Server-sent events        decoder and encoder, any split of the bytes
     6  JSON documents            values with their spans, so that an edit splices
-    7  Anthropic messages        validation, answers, errors, what a stream tells
+    7  Anthropic messages        validation, answers, what a stream tells, the collector
+    8  Requests on their way up  sanitizing rules, warm-up, models, the token estimate
     9  Configuration             one table of settings; presets; the frozen Config
     10 Accounts                  candidates, leases, clients' request rates
     11 Retry policy              outcome in, decision out, as data
@@ -40,8 +41,9 @@ One request::
     client bytes
       | 16  head, framing plan (4)                     -> HttpRequest (3)
      15 Engine.handle: id, route, guard, credentials   -> answered here, or
-      |     body under its limit, JSON (6), validation (7), candidates (9, 10);
-      |     the bytes for each provider are fixed before its first call
+      |     body under its limit, JSON (6), validation (7), warm-up (8), candidates (9, 10);
+      |     model, thinking and sanitizing (8): the bytes for each provider are
+      |     fixed before the first call
       v
      15 attempt loop, at most retry.max_attempts turns
       |  lease = accounts.acquire(...) (10)
@@ -93,6 +95,7 @@ import zlib
 from functools import partial
 from typing import Any
 from typing import Callable
+from typing import Dict
 from typing import Iterable
 from typing import Iterator
 from typing import Mapping
@@ -184,6 +187,8 @@ MAX_CLIENT_REQUEST_ID = 128
 # The longest id known has 40; it goes into records, log lines and a header.
 MAX_MODEL_CHARS = 512
 MAX_TOLD_CHARS = 100
+# Requests above it do not calibrate the token estimate: it takes 0.5 s a MB.
+MAX_CALIBRATED_BYTES = 16 * 1024
 # Shorter credentials (local servers take any word) would be found in honest text.
 MIN_MASKED_CHARS = 16
 MAX_REMEMBERED_NOTICES = 100
@@ -1442,33 +1447,100 @@ JSON_DECODER = json.JSONDecoder(
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-class JsonMember(NamedTuple):
-    """A member of the top-level object: its value, and where it stands in the text."""
+def json_space(text: str, at: int) -> int:
+    """Where the white space at ``at`` ends; it may be none."""
+    match = JSON_SPACE.match(text, at)
+    return at if match is None else match.end()
 
+
+class JsonPart(NamedTuple):
+    """A member of an object or an element of a list, with its place in the text.
+
+    ``key`` is None in a list.  The part's own text, white space included, is
+    ``first`` to ``last``; its value's is ``start`` to ``end``.
+    """
+
+    key: Optional[str]
     value: Any
+    first: int
     start: int
     end: int
+    last: int
+
+
+def json_parts(text: str, at: int) -> Iterator[JsonPart]:
+    """The parts of the object or list that begins at ``at``, decoded at C speed.
+
+    Raises ValueError.  The closing bracket stands at the last part's ``last``.
+    """
+    closing = "}" if text[at] == "{" else "]"
+    first = at + 1
+    if text[json_space(text, first):][:1] == closing:
+        return
+    while True:
+        start, key = json_space(text, first), None
+        if closing == "}":
+            if text[start:start + 1] != '"':
+                raise ValueError("a key is missing at character %d" % start)
+            key, end = JSON_DECODER.raw_decode(text, start)
+            colon = json_space(text, end)
+            if text[colon:colon + 1] != ":":
+                raise ValueError("a colon is missing at character %d" % colon)
+            start = json_space(text, colon + 1)
+        value, end = JSON_DECODER.raw_decode(text, start)
+        last = json_space(text, end)
+        yield JsonPart(key, value, first, start, end, last)
+        if text[last:last + 1] == closing:
+            return
+        if text[last:last + 1] != ",":
+            raise ValueError("a comma is missing at character %d" % last)
+        first = last + 1
+
+
+class Edited(Dict[str, Any]):
+    """A changed copy of an object of a document.
+
+    ``origin`` is the object it was made of: the members that stay are spelled as
+    they were, with the digits of their numbers, their escapes and spacing.
+    """
+
+    __slots__ = ("origin",)
+
+    def __init__(self, origin: dict, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.origin: dict = origin.origin if isinstance(origin, Edited) else origin
+
+
+def edited(origin: dict, **changes: Any) -> Edited:
+    """An object with some members changed or added."""
+    return Edited(origin, dict(origin, **changes))
+
+
+def without(origin: dict, *names: str) -> Edited:
+    """An object without some members."""
+    return Edited(origin, {key: value for key, value in origin.items() if key not in names})
 
 
 class JsonDocument:
     """A JSON object, parsed, with the place of each top-level value in its text.
 
-    An edit splices the changed value into the text, so that everything else
-    keeps its bytes: spacing, key order, escapes, the digits of numbers.
+    An edit splices what has changed into the text; everything else keeps its
+    bytes.  Linear in the size of the document.
 
     >>> JsonDocument.parse(b'{"n": 1.50, "model":"a"}').with_value("model", "b").data
     b'{"n": 1.50, "model":"b"}'
     """
 
-    __slots__ = ("data", "_text", "members")
+    __slots__ = ("data", "_text", "_at", "members")
 
-    def __init__(self, data: bytes, text: str, members: dict[str, JsonMember]) -> None:
+    def __init__(self, data: bytes, text: str, at: int, parts: dict[str, JsonPart]) -> None:
         self.data = data
         self._text = text
-        self.members = members
+        self._at = at
+        self.members = parts
 
     @classmethod
-    def parse(cls, data: bytes) -> JsonDocument:
+    def parse(cls, data: bytes) -> "JsonDocument":
         """Raises ValueError for what is not a JSON object in UTF-8, or has a key twice.
 
         A key that stands twice is refused: we would look at one value and the
@@ -1478,68 +1550,150 @@ class JsonDocument:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError("the body is not UTF-8") from None
-        try:
-            members = cls._members(text)
-        except RecursionError:
-            raise ValueError("the JSON is nested too deeply") from None
-        return cls(data, text, members)
-
-    @staticmethod
-    def _members(text: str) -> dict[str, JsonMember]:
-        """One walk over the top level; what is below is the C decoder's."""
-        space = JSON_SPACE.match
-        members: dict[str, JsonMember] = {}
-        at = _end(space(text, 0))
+        at = json_space(text, 0)
         if text[at:at + 1] != "{":
             raise ValueError("the body is not a JSON object")
-        at = _end(space(text, at + 1))
-        more = text[at:at + 1] != "}"
-        while more:
-            if text[at:at + 1] != '"':
-                raise ValueError("a key is missing at character %d" % at)
-            key, at = JSON_DECODER.raw_decode(text, at)
-            at = _end(space(text, at))
-            if text[at:at + 1] != ":":
-                raise ValueError("a colon is missing at character %d" % at)
-            start = _end(space(text, at + 1))
-            value, end = JSON_DECODER.raw_decode(text, start)
-            if key in members:
-                raise ValueError("the key %s stands twice" % json.dumps(key[:40]))
-            members[key] = JsonMember(value, start, end)
-            at = _end(space(text, end))
-            more = text[at:at + 1] == ","
-            if more:
-                at = _end(space(text, at + 1))
-            elif text[at:at + 1] != "}":
-                raise ValueError("a comma is missing at character %d" % at)
-        if _end(space(text, at + 1)) != len(text):
+        parts: dict[str, JsonPart] = {}
+        closing = json_space(text, at + 1)
+        try:
+            for part in json_parts(text, at):
+                assert part.key is not None
+                if part.key in parts:
+                    raise ValueError("the key %s stands twice" % json.dumps(part.key[:40]))
+                parts[part.key] = part
+                closing = part.last
+        except RecursionError:
+            raise ValueError("the JSON is nested too deeply") from None
+        if json_space(text, closing + 1) != len(text):
             raise ValueError("something follows the JSON object")
-        return members
+        return cls(data, text, at, parts)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.members
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a top-level key."""
-        member = self.members.get(key)
-        return default if member is None else member.value
+        part = self.members.get(key)
+        return default if part is None else part.value
+
+    def values(self) -> dict[str, Any]:
+        """All top-level values; objects and lists in it are the document's own."""
+        return {key: part.value for key, part in self.members.items()}
 
     def with_value(self, key: str, value: Any) -> JsonDocument:
         """The document with another value for a key that it has; the same one if equal."""
-        member = self.members[key]
-        spliced = json.dumps(value, separators=(",", ":"))
-        # As JSON, since to Python 1, 1.0 and True are equal.
-        if spliced == json.dumps(member.value, separators=(",", ":")):
-            return self
-        text = self._text[:member.start] + spliced + self._text[member.end:]
-        shift = len(spliced) - (member.end - member.start)
-        members = {name: JsonMember(other.value, other.start + shift, other.end + shift)
-                   if other.start > member.start else other
-                   for name, other in self.members.items()}
-        members[key] = JsonMember(value, member.start, member.end + shift)
-        return JsonDocument(text.encode("utf-8"), text, members)
+        if json.dumps(self.members[key].value) == json.dumps(value):
+            return self  # as JSON, since to Python 1, 1.0 and True are equal
+        return JsonDocument.parse(self.spelled(dict(self.values(), **{key: value})))
+
+    def spelled(self, values: Mapping[str, Any]) -> bytes:
+        """The bytes of the document with these top-level values and no others.
+
+        Objects and lists that are the document's own keep their bytes; of an
+        :class:`Edited` object the members that stay do; the rest is spelled anew.
+        """
+        own = self.values()
+        if list(values) == list(own) and all(is_same(values[key], own[key]) for key in own):
+            return self.data
+        speller = Speller(self._text)
+        speller.note(own, self._at, list(self.members.values()))
+        for key, old in own.items():
+            if isinstance(old, list) and isinstance(values.get(key), list) and (
+                    values[key] is not old):
+                speller.place_elements(old, values[key])
+        middle = speller.spell(Edited(own, values))
+        return (self._text[:self._at] + middle + self._text[self._end():]).encode("utf-8")
+
+    def _end(self) -> int:
+        """Where the object ends in the text."""
+        closing = json_space(self._text, self._at + 1)
+        for part in self.members.values():
+            closing = part.last
+        return closing + 1
 
 
-def _end(match: Any) -> int:
-    """Where a match of JSON_SPACE ends; it matches always, be it nothing."""
-    return match.end()
+def is_same(new: Any, old: Any) -> bool:
+    """Whether a value is the document's own; scalars by their JSON text (1 is not 1.0 or true)."""
+    if new is old:
+        return True
+    if isinstance(new, (dict, list)) or isinstance(old, (dict, list)):
+        return False
+    return type(new) is type(old) and new == old
+
+
+class Speller:
+    """Writes edited values of a document, copying the text of what did not change."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        # id() of an object or list of the document to where it begins.  The
+        # document keeps them alive meanwhile, so that no id is given twice.
+        self._starts: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        # The parts of what begins at a place, decoded once.
+        self._parts: dict[int, list[JsonPart]] = {}
+
+    def place(self, value: Any, start: int) -> list[JsonPart]:
+        """Note where the parts of an object or list of the document stand; and give them."""
+        known = self._parts.get(start)
+        return known or self.note(value, start, list(json_parts(self._text, start)))
+
+    def note(self, value: Any, start: int, parts: list[JsonPart]) -> list[JsonPart]:
+        """The same where the parts are known."""
+        self._starts[id(value)] = start
+        self._parts[start] = parts
+        for index, part in enumerate(parts):
+            below = value[index] if part.key is None else value[part.key]
+            if isinstance(below, (dict, list)):
+                self._starts[id(below)] = part.start
+                self._ends[id(below)] = part.end
+        return parts
+
+    def place_elements(self, old: list, new: list) -> None:
+        """Note the blocks of those messages that are not simply kept: they may have moved."""
+        kept = {id(value) for value in new}
+        self.place(old, self._starts[id(old)])
+        for message in old:
+            if id(message) in kept or not isinstance(message, dict):
+                continue
+            self.place(message, self._starts[id(message)])
+            for below in message.values():
+                if isinstance(below, list):
+                    self.place(below, self._starts[id(below)])
+
+    def spell(self, value: Any) -> str:
+        """The JSON text of a value."""
+        end = self._ends.get(id(value))
+        if end is not None:
+            return self._text[self._starts[id(value)]:end]
+        if isinstance(value, Edited) and id(value.origin) in self._starts:
+            return self._splice(value)
+        if isinstance(value, dict):
+            return "{%s}" % ",".join("%s:%s" % (json.dumps(key), self.spell(below))
+                                     for key, below in value.items())
+        if isinstance(value, list):
+            return "[%s]" % ",".join(map(self.spell, value))
+        return json.dumps(value)
+
+    def _splice(self, value: Edited) -> str:
+        """An object with the text of its origin where its members are the origin's."""
+        origin, segments, seen = value.origin, [], set()
+        for part in self.place(origin, self._starts[id(origin)]):
+            assert part.key is not None
+            if part.key not in value:
+                continue
+            seen.add(part.key)
+            new = value[part.key]
+            if is_same(new, origin[part.key]):
+                segments.append(self._text[part.first:part.last])
+            else:
+                if isinstance(origin[part.key], list):
+                    self.place(origin[part.key], part.start)
+                segments.append(self._text[part.first:part.start] + self.spell(new)
+                                + self._text[part.end:part.last])
+        segments.extend("%s:%s" % (json.dumps(key), self.spell(new))
+                        for key, new in value.items() if key not in seen)
+        return "{%s}" % ",".join(segments)
 
 
 # ---- 7. Anthropic messages ---------------------------------------------------
@@ -1551,7 +1705,7 @@ def validate_message_request(document: JsonDocument) -> None:
     Raises RequestError(400) in the words of contract section 6.
     """
     for key in ("model", "messages"):
-        if key not in document.members:
+        if key not in document:
             raise RequestError(400, "Missing required field: %s" % key)
     model = document.get("model")
     if not isinstance(model, str) or not model:
@@ -1654,6 +1808,285 @@ class StreamTracker:
                 self.stop_reason = reason[:MAX_TOLD_CHARS]
 
 
+class CollectedBlock:
+    """One content block while its deltas come; strings are joined once, at the end.
+
+    >>> block = CollectedBlock({"type": "text", "text": ""})
+    >>> for word in ("Hel", "lo"):
+    ...     block.feed({"type": "text_delta", "text": word})
+    >>> block.value()
+    {'type': 'text', 'text': 'Hello'}
+    """
+
+    # A tool's input that is no JSON, or only the beginning of some, goes under this
+    # key, as Anthropic's page on fine-grained tool streaming advises.  The members
+    # that are whole, which is what the SDK keeps, would look like a whole call.
+    INVALID_INPUT = "INVALID_JSON"
+
+    __slots__ = ("_members", "_fragments", "_input")
+
+    def __init__(self, start: dict) -> None:
+        self._members = dict(start)
+        self._fragments: dict[str, list[str]] = {}
+        self._input: Optional[list[str]] = None
+
+    def feed(self, delta: dict) -> None:
+        """Take in the ``delta`` of one content_block_delta, of whatever type."""
+        kind = delta.get("type")
+        take = DELTAS.get(kind) if isinstance(kind, str) else None
+        if take is not None:
+            take(self, delta)
+            return
+        for name, value in delta.items():
+            if name != "type":
+                self.add(name, value)
+
+    def add(self, name: str, value: Any) -> None:
+        """The rule for what has none of its own: strings append, lists extend, the rest is set.
+
+        Null erases nothing.
+        """
+        if value is None:
+            self._members.setdefault(name, None)
+        elif isinstance(value, str):
+            if name not in self._fragments:
+                begun = self._members.get(name)
+                self._fragments[name] = [begun] if isinstance(begun, str) else []
+            self._fragments[name].append(value)
+        elif isinstance(value, list):
+            begun = self._members.get(name)
+            self.set(name, begun if isinstance(begun, list) else [])
+            self._members[name].extend(value)
+        else:
+            self.set(name, value)
+
+    def set(self, name: str, value: Any) -> None:
+        """A member that comes whole: the last one wins."""
+        self._fragments.pop(name, None)
+        self._members[name] = value
+
+    def add_input(self, text: Any) -> None:
+        """A piece of the JSON text of a tool's input."""
+        if self._input is None:
+            self._input = []
+        if isinstance(text, str):
+            self._input.append(text)
+
+    def value(self) -> dict:
+        """The block as it stands in a message that was not streamed."""
+        value = dict(self._members)
+        value.update((name, "".join(texts)) for name, texts in self._fragments.items())
+        if self._input is not None:
+            text = "".join(self._input)
+            if text.strip():
+                value["input"] = self._parsed(text)
+            # A tool without arguments sends one empty piece, or none.
+            value.setdefault("input", {})
+        return value
+
+    def _parsed(self, text: str) -> Any:
+        try:
+            return JSON_DECODER.decode(text)
+        except (ValueError, RecursionError):
+            return {self.INVALID_INPUT: text}
+
+
+def add_text(block: CollectedBlock, delta: dict) -> None:
+    """{"text": "..."} is a piece of the block's ``text``."""
+    if isinstance(delta.get("text"), str):
+        block.add("text", delta["text"])
+
+
+def add_thinking(block: CollectedBlock, delta: dict) -> None:
+    """{"thinking": "..."} is a piece of ``thinking``; a count beside it tells of progress only."""
+    if isinstance(delta.get("thinking"), str):
+        block.add("thinking", delta["thinking"])
+
+
+def add_citation(block: CollectedBlock, delta: dict) -> None:
+    """{"citation": {...}} is one more element of the block's ``citations``."""
+    if isinstance(delta.get("citation"), dict):
+        block.add("citations", [delta["citation"]])
+
+
+def add_input_json(block: CollectedBlock, delta: dict) -> None:
+    """{"partial_json": "..."} is a piece of a text, not of the block."""
+    block.add_input(delta.get("partial_json"))
+
+
+def set_signature(block: CollectedBlock, delta: dict) -> None:
+    """A signature comes whole; every SDK lets the last one win."""
+    if isinstance(delta.get("signature"), str):
+        block.set("signature", delta["signature"])
+
+
+def set_compaction(block: CollectedBlock, delta: dict) -> None:
+    """A compaction's ``content`` and ``encrypted_content`` come whole, and may be null."""
+    for name, value in delta.items():
+        if name != "type":
+            block.set(name, value)
+
+
+# What the API's deltas add to a block, and no more: thinking_delta has an
+# ``estimated_tokens`` that is no member of a block, and a client that sent it back
+# would get a 400.  Deltas that are not known here follow CollectedBlock.add.
+DELTAS: Mapping[str, Callable[[CollectedBlock, dict], None]] = {
+    "citations_delta": add_citation,
+    "compaction_delta": set_compaction,
+    "input_json_delta": add_input_json,
+    "signature_delta": set_signature,
+    "text_delta": add_text,
+    "thinking_delta": add_thinking,
+}
+
+
+def overlay(under: dict, above: Any, left_out: Iterable[str] = ()) -> None:
+    """Put the members of an object over those of another; null never erases a value.
+
+    >>> usage = {"input_tokens": 7, "output_tokens": 1}
+    >>> overlay(usage, {"input_tokens": None, "output_tokens": 9})
+    >>> usage
+    {'input_tokens': 7, 'output_tokens': 9}
+    """
+    if not isinstance(above, dict):
+        return
+    for name, value in above.items():
+        if name not in left_out and (value is not None or name not in under):
+            under[name] = value
+
+
+class MessageCollector:
+    """A message stream to the message that a request without ``stream`` is answered with.
+
+    Everything survives, also what is not known here: members of message_start,
+    blocks and deltas of any type, what message_delta adds.  Values of wrong types
+    are passed over.  A known event that is no JSON object at all is an
+    UpstreamMalformed: a message without it would be a cut one.
+
+    >>> collector = MessageCollector()
+    >>> for event in (
+    ...     {"type": "message_start", "message": {"id": "msg_1", "content": []}},
+    ...     {"type": "content_block_start", "index": 0,
+    ...      "content_block": {"type": "text", "text": ""}},
+    ...     {"type": "content_block_delta", "index": 0,
+    ...      "delta": {"type": "text_delta", "text": "Hello"}},
+    ...     {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+    ...     {"type": "message_stop"},
+    ... ):
+    ...     collector.feed(encode_sse_event(event["type"], event))
+    >>> collector.message()
+    {'id': 'msg_1', 'content': [{'type': 'text', 'text': 'Hello'}], 'stop_reason': 'end_turn'}
+    """
+
+    # What of a message_delta and of its ``delta`` is no member of the message.
+    NOT_OF_MESSAGE = frozenset(["content", "delta", "type", "usage"])
+
+    def __init__(self) -> None:
+        self.complete = False
+        self.error: Optional[dict] = None
+        self._message: Optional[dict] = None
+        # An index may be left out or used twice: all blocks stay, the deltas go
+        # to the one that was started last.
+        self._blocks: list[tuple[int, CollectedBlock]] = []
+        self._started: dict[int, CollectedBlock] = {}
+        self._collected_bytes = 0
+        self._decoder = SseDecoder()
+
+    def feed(self, data: bytes) -> None:
+        """Take in the next bytes of the stream.  Raises UpstreamMalformed."""
+        for event in self._decoder.feed(data):
+            if self.complete or self.error is not None:
+                return  # what trails behind the end is nobody's
+            take = self.TAKERS.get(event.type)
+            if take is not None:
+                self._count(event)
+                take(self, self._parsed(event))
+        if self._decoder.overflowed and not self.complete and self.error is None:
+            raise UpstreamMalformed("an event of the upstream's stream is larger than %d bytes"
+                                    % MAX_SSE_EVENT_BYTES)
+
+    def message(self) -> dict:
+        """The whole message.  Raises UpstreamBroke where the stream did not end well."""
+        if not self.complete:
+            raise UpstreamBroke("the upstream's stream ended before its message did")
+        if self._message is None:
+            raise UpstreamMalformed("the upstream's stream had no message_start")
+        begun = self._message.get("content")
+        content = list(begun) if isinstance(begun, list) else []
+        in_order = sorted(self._blocks, key=lambda started: started[0])
+        content.extend(block.value() for _, block in in_order)
+        return dict(self._message, content=content)
+
+    def _count(self, event: SseEvent) -> None:
+        # The bytes of events and not of text: their overhead bounds the number of
+        # the fragments, which cost more than their letters.
+        self._collected_bytes += len(event.data)
+        if self._collected_bytes > MAX_COLLECTED_BYTES:
+            raise UpstreamMalformed("the upstream's stream is larger than %d bytes"
+                                    % MAX_COLLECTED_BYTES)
+
+    def _parsed(self, event: SseEvent) -> dict:
+        if event.type == "message_stop":
+            return {}  # its name says it all, and the tracker asks no more of it
+        try:
+            value = JSON_DECODER.decode(event.data.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            return value
+        if event.type == "error":
+            return {"type": "error"}
+        raise UpstreamMalformed("a %s event of the upstream's stream is not a JSON object"
+                                % event.type)
+
+    def _take_message_start(self, value: dict) -> None:
+        if self._message is None and isinstance(value.get("message"), dict):
+            self._message = value["message"]
+
+    def _take_block_start(self, value: dict) -> None:
+        index, block = value.get("index"), value.get("content_block")
+        if self._message is None or type(index) is not int or not isinstance(block, dict):
+            return
+        self._started[index] = CollectedBlock(block)
+        self._blocks.append((index, self._started[index]))
+        # A fallback block names the model that took over: an answer that is not
+        # streamed has that model's name on it, and so has the SDK's.
+        served_by = block.get("to") if block.get("type") == "fallback" else None
+        if isinstance(served_by, dict) and isinstance(served_by.get("model"), str):
+            self._message["model"] = served_by["model"]
+
+    def _take_block_delta(self, value: dict) -> None:
+        index, delta = value.get("index"), value.get("delta")
+        if type(index) is int and index in self._started and isinstance(delta, dict):
+            self._started[index].feed(delta)
+
+    def _take_message_delta(self, value: dict) -> None:
+        if self._message is None:
+            return
+        overlay(self._message, value, self.NOT_OF_MESSAGE)
+        overlay(self._message, value.get("delta"), self.NOT_OF_MESSAGE)
+        if isinstance(value.get("usage"), dict):
+            # Counts are cumulative: the last one is the total.
+            begun = self._message.get("usage")
+            self._message["usage"] = begun if isinstance(begun, dict) else {}
+            overlay(self._message["usage"], value["usage"])
+
+    def _take_message_stop(self, value: dict) -> None:
+        self.complete = True
+
+    def _take_error(self, value: dict) -> None:
+        self.error = value
+
+    TAKERS: Mapping[str, Callable[["MessageCollector", dict], None]] = {
+        "message_start": _take_message_start,
+        "content_block_start": _take_block_start,
+        "content_block_delta": _take_block_delta,
+        "message_delta": _take_message_delta,
+        "message_stop": _take_message_stop,
+        "error": _take_error,
+    }
+
+
 def error_event(error: GatewayError, request_id: str) -> bytes:
     """The one event that ends a stream which cannot go on."""
     return encode_sse_event("error", anthropic_error(error.type, error.message, request_id))
@@ -1720,6 +2153,1165 @@ def page_of_models(models: Sequence[dict], query: str) -> dict:
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
     }
+
+
+# ---- 8. Requests on their way up ---------------------------------------------
+
+# -- sanitizing
+#
+# Contract section 6.  A body is a dict of the document's top-level values; a rule
+# takes it and its setting and gives the same dict where there is nothing to do,
+# else a changed copy that shares whatever did not change (section 6 spells only
+# the rest).  Each rule is pure and idempotent and decides from what stands before
+# and directly behind: so the edit of a conversation is a beginning of the edit of
+# the same conversation a turn later, and prompt caches and signed thinking stay
+# valid.  (Marks of cache_control do not count in that; clients move them.)
+
+NOTE_INTERRUPTED = "The call was interrupted: it has no result."
+NOTE_THINKING = "(thinking left out)"
+NOTE_DOUBLE_RESULT = "(second result of one call left out)"
+NOTE_SYSTEM = "[System note]"
+MAX_CACHE_MARKS = 4
+THINKING_TYPES = ("thinking", "redacted_thinking")
+ROLES = ("user", "assistant", "system")
+
+Body = Dict[str, Any]
+
+
+def mapped_list(items: list, change: Callable[[Any], Any]) -> list:
+    """A list with each item changed; None drops one.  The same list if nothing changed."""
+    for index, item in enumerate(items):
+        new = change(item)
+        if new is not item:
+            break
+    else:
+        return items  # as a rule: then nothing has been built
+    changed = items[:index] + [new] + [change(item) for item in items[index + 1:]]
+    # A null that stood there is not understood, and so stays.
+    return [new for new, old in zip(changed, items) if new is not None or old is None]
+
+
+def is_message(message: Any) -> bool:
+    """Whether rules may look into it: a known role, and content that is a string or a list."""
+    return (isinstance(message, dict) and message.get("role") in ROLES
+            and isinstance(message.get("content"), (str, list)))
+
+
+def with_messages(body: Body, messages: list) -> Body:
+    """A body with other messages; the same one if they are the same, or none would be left."""
+    if messages is body.get("messages") or not messages:
+        return body
+    return dict(body, messages=messages)
+
+
+def blocks_of(message: Mapping[str, Any]) -> list:
+    """A message's content as blocks: a string is one text block."""
+    content = message.get("content")
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
+def block_type(block: Any) -> Any:
+    """The type of a block, None for what is none."""
+    return block.get("type") if isinstance(block, dict) else None
+
+
+def changed_blocks(message: dict, change: Callable[[Any], Any]) -> dict:
+    """A message with each block of its content changed; the same one if nothing changed."""
+    if not isinstance(message["content"], list):
+        return message
+    content = mapped_list(message["content"], change)
+    return message if content is message["content"] else edited(message, content=content)
+
+
+def each_message(body: Body, change: Callable[[dict], Optional[dict]]) -> Body:
+    """A body with each message that is understood changed; None drops one."""
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        return body
+    return with_messages(body, mapped_list(
+        messages, lambda message: change(message) if is_message(message) else message))
+
+
+def text_block(text: str) -> dict:
+    """A text block of ours."""
+    return {"type": "text", "text": text}
+
+
+def is_blank_text(block: Any) -> bool:
+    """Whether a block is a text block without a visible character."""
+    if not isinstance(block, dict) or block.get("type") != "text":
+        return False
+    text = block.get("text")
+    # Not strip(): that would copy every long text.
+    return isinstance(text, str) and (not text or text.isspace())
+
+
+# system_messages
+
+
+def rule_system_messages(body: Body, setting: str) -> Body:
+    """``user``: a message of role system becomes a user's, marked, in its place."""
+    if setting != "user":
+        return body
+    return each_message(body, system_as_user)
+
+
+def system_as_user(message: dict) -> Optional[dict]:
+    """A system message as a user's; one without content (it sets the effort) goes."""
+    if message["role"] != "system":
+        return message
+    blocks = [block for block in blocks_of(message) if not is_blank_text(block)]
+    if not blocks:
+        return None
+    return {"role": "user", "content": [text_block(NOTE_SYSTEM), *blocks]}
+
+
+# thinking
+
+
+def rule_thinking(body: Body, setting: str) -> Body:
+    """``unsigned``: thinking without a signature goes; ``drop``: all thinking goes."""
+    if setting not in ("unsigned", "drop"):
+        return body
+
+    def keeps(block: Any) -> bool:
+        if block_type(block) not in THINKING_TYPES:
+            return True
+        if setting == "drop":
+            return False
+        return block["type"] == "redacted_thinking" or bool(block.get("signature"))
+
+    def change(message: dict) -> dict:
+        if message["role"] != "assistant":
+            return message
+        left = changed_blocks(message, lambda block: block if keeps(block) else None)
+        if left is not message and not left["content"]:
+            # Going altogether, it would make neighbours of the user's turns
+            # around it, which change when the next one comes.
+            return edited(message, content=[text_block(NOTE_THINKING)])
+        return left
+
+    return each_message(body, change)
+
+
+# empty_text
+
+
+def rule_empty_text(body: Body, setting: bool) -> Body:
+    """Blank text blocks go, also out of tool results; so does a message left empty."""
+    if not setting:
+        return body
+    system = body.get("system")
+    if isinstance(system, list):
+        left = mapped_list(system, unless_blank)
+        if left is not system:
+            body = dict(body, system=left) if left else without_key(body, "system")
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        return body
+    return with_messages(body, mapped_list(messages, lambda message: (
+        without_blank_text(message) if is_message(message) else message)))
+
+
+def without_key(body: Body, name: str) -> Body:
+    """A body without one of its members."""
+    return {key: value for key, value in body.items() if key != name}
+
+
+def unless_blank(block: Any) -> Any:
+    """A block, or None if it is blank text; blank text within a tool result goes, too."""
+    if is_blank_text(block):
+        return None
+    if block_type(block) == "tool_result" and isinstance(block.get("content"), list):
+        content = mapped_list(block["content"], unless_blank)
+        return block if content is block["content"] else edited(block, content=content)
+    return block
+
+
+def without_blank_text(message: dict) -> Optional[dict]:
+    """A message without blank text; None where nothing is left of it.
+
+    A system message with no content stays: it is allowed anywhere, to set the
+    effort.  A message with calls or results is never empty, so no pair breaks.
+    """
+    if isinstance(message["content"], str):
+        left, empty = message, not message["content"].strip()
+    else:
+        left = changed_blocks(message, unless_blank)
+        empty = not left["content"]
+    if not empty:
+        return left
+    if message["role"] == "system" and (left is message or "output_config" in message):
+        return left
+    return None
+
+
+# merge_roles
+
+
+def rule_merge_roles(body: Body, setting: bool) -> Body:
+    """Neighbours of one role become one message; those that carry more keys stay apart."""
+    messages = body.get("messages")
+    if not setting or not isinstance(messages, list):
+        return body
+    merged: list = []
+    for message in messages:
+        if merged and may_merge(merged[-1], message):
+            merged[-1] = merged_messages(merged[-1], message)
+        else:
+            merged.append(message)
+    return with_messages(body, messages if len(merged) == len(messages) else merged)
+
+
+def may_merge(first: Any, second: Any) -> bool:
+    """Whether two neighbours are of one role, user or assistant, with content alone."""
+    return (is_message(first) and is_message(second) and first["role"] == second["role"]
+            and first["role"] != "system" and set(first) == set(second) == {"role", "content"})
+
+
+def merged_messages(first: dict, second: dict) -> dict:
+    """Two strings join with a blank line, else their blocks in order, tool results first."""
+    if isinstance(first["content"], str) and isinstance(second["content"], str):
+        return edited(first, content=first["content"] + "\n\n" + second["content"])
+    blocks = blocks_of(first) + blocks_of(second)
+    return edited(first, content=results_first(blocks))
+
+
+def results_first(blocks: list) -> list:
+    """Blocks with the tool results in front; the same list if they are there already."""
+    results = [block for block in blocks if block_type(block) == "tool_result"]
+    rest = [block for block in blocks if block_type(block) != "tool_result"]
+    ordered = results + rest
+    return blocks if all(new is old for new, old in zip(ordered, blocks)) else ordered
+
+
+# tool_pairs
+
+
+def rule_tool_pairs(body: Body, setting: bool) -> Body:
+    """Every call has its result in the next turn, and every result its call.
+
+    Neighbours of one role are one turn, as the API takes them.  A missing result
+    is added as an error in front of the next turn; a result without its call
+    becomes text; a second result of one call goes.  The calls of a turn that
+    nothing follows are still open and left alone.
+    """
+    messages = body.get("messages")
+    if not setting or not isinstance(messages, list):
+        return body
+    repaired: list = []
+    answered: set[str] = set()
+    open_calls: list[str] = []
+    for turn in turns_of(messages):
+        role = turn[0]["role"] if is_message(turn[0]) else ""
+        if role == "user":
+            turn = paired_turn(turn, open_calls, answered)
+        elif role and open_calls:
+            repaired.append({"role": "user", "content": missing_results(open_calls)})
+        answered.update(open_calls)
+        open_calls = calls_of(turn)
+        repaired.extend(turn)
+    same = len(repaired) == len(messages) and all(
+        new is old for new, old in zip(repaired, messages))
+    return with_messages(body, messages if same else repaired)
+
+
+def turns_of(messages: list) -> Iterator[list]:
+    """Runs of neighbours of one role; what is not understood stands alone."""
+    turn: list = []
+    for message in messages:
+        same = turn and is_message(message) and is_message(turn[-1]) and (
+            turn[-1]["role"] == message["role"])
+        if turn and not same:
+            yield turn
+            turn = []
+        turn.append(message)
+    if turn:
+        yield turn
+
+
+def calls_of(turn: list) -> list[str]:
+    """The ids of an assistant turn's tool_use blocks, in order, each once."""
+    found = []
+    for message in turn:
+        if is_message(message) and message["role"] == "assistant":
+            found.extend(block["id"] for block in blocks_of(message)
+                         if block_type(block) == "tool_use" and isinstance(block.get("id"), str))
+    return list(dict.fromkeys(found))
+
+
+def paired_turn(turn: list, open_calls: Sequence[str], answered: set[str]) -> list:
+    """A user turn whose results are those of ``open_calls``, each once, none missing."""
+    seen: set[str] = set()
+
+    def paired(block: Any) -> Any:
+        if block_type(block) != "tool_result" or not isinstance(block.get("tool_use_id"), str):
+            return block
+        call = block["tool_use_id"]
+        if call in open_calls and call not in seen:
+            seen.add(call)
+            return block
+        if call in seen or call in answered:
+            return None
+        return result_as_text(block)
+
+    repaired = [message_without_strays(message, paired) for message in turn]
+    missing = [call for call in open_calls if call not in seen]
+    if missing:
+        first = repaired[0]
+        content = missing_results(missing) + blocks_of(first)
+        repaired[0] = edited(first, content=results_first(content))
+    return repaired
+
+
+def message_without_strays(message: dict, paired: Callable[[Any], Any]) -> dict:
+    """A user message with its results paired, in front of its other blocks."""
+    left = changed_blocks(message, paired)
+    content = left["content"]
+    if not isinstance(content, list):
+        return left
+    if not content and message["content"]:
+        return edited(message, content=[text_block(NOTE_DOUBLE_RESULT)])
+    ordered = results_first(content)
+    return left if ordered is content else edited(left, content=ordered)
+
+
+def missing_results(calls: Sequence[str]) -> list:
+    """Error results for calls that were interrupted."""
+    return [{"type": "tool_result", "tool_use_id": call, "content": NOTE_INTERRUPTED,
+             "is_error": True} for call in calls]
+
+
+def result_as_text(block: dict) -> dict:
+    """A tool result whose call is not there, as a text block; what it shows besides is named."""
+    content = block.get("content")
+    parts = content if isinstance(content, list) else [text_block(content)]
+    texts = [part["text"] for part in parts
+             if block_type(part) == "text" and isinstance(part.get("text"), str)]
+    others = ["(%s)" % block_type(part) for part in parts if block_type(part) != "text"]
+    told = "[Result of the tool call %s]" % block["tool_use_id"]
+    return text_block("\n".join([told, *texts, *others]))
+
+
+# cache_control
+
+
+def rule_cache_control(body: Body, setting: str) -> Body:
+    """``keep``: goes only where it is always refused; ``strip``: goes everywhere."""
+    if setting == "strip":
+        return strip_marks(body)
+    body = each_message(body, lambda message: changed_blocks(message, unmarked_if_refused))
+    marked = marked_places(body)
+    automatic = 1 if isinstance(body.get("cache_control"), dict) else 0
+    surplus = len(marked) + automatic - MAX_CACHE_MARKS
+    # The earliest of the messages go first, tools and system last.
+    doomed = {id(block) for block in marked[:max(0, surplus)]}
+    if not doomed:
+        return body
+    return each_marked(body, lambda block: (
+        without(block, "cache_control") if id(block) in doomed else block))
+
+
+def unmarked_if_refused(block: Any) -> Any:
+    """A block without its mark where a mark is always refused: thinking and empty text."""
+    if isinstance(block, dict) and "cache_control" in block and (
+            block_type(block) in THINKING_TYPES or is_blank_text(block)):
+        return without(block, "cache_control")
+    return block
+
+
+def strip_marks(body: Body) -> Body:
+    """A body without any mark; never inside tool inputs or schemas."""
+    def unmarked(value: Any) -> Any:
+        marked = isinstance(value, dict) and "cache_control" in value
+        return without(value, "cache_control") if marked else value
+
+    body = each_marked(body, unmarked)
+    body = each_message(body, unmarked)
+    return without_key(body, "cache_control") if "cache_control" in body else body
+
+
+def each_marked(body: Body, change: Callable[[Any], Any]) -> Body:
+    """A body with every block changed that may bear a mark: tools, system, content, results."""
+    for key in ("tools", "system"):
+        if isinstance(body.get(key), list):
+            items = mapped_list(body[key], change)
+            if items is not body[key]:
+                body = dict(body, **{key: items})
+
+    def deep(block: Any) -> Any:
+        block = change(block)
+        if block_type(block) == "tool_result" and isinstance(block.get("content"), list):
+            content = mapped_list(block["content"], change)
+            if content is not block["content"]:
+                return edited(block, content=content)
+        return block
+
+    return each_message(body, lambda message: changed_blocks(message, deep))
+
+
+def marked_places(body: Body) -> list:
+    """Everything that bears a mark, in the order in which marks are given up."""
+    found: list = []
+
+    def note(block: Any) -> Any:
+        if isinstance(block, dict) and block.get("cache_control") is not None:
+            found.append(block)
+        return block
+
+    each_message(body, lambda message: changed_blocks(message, lambda block: note_deep(block, note)))
+    for key in ("system", "tools"):
+        if isinstance(body.get(key), list):
+            mapped_list(body[key], note)
+    return found
+
+
+def note_deep(block: Any, note: Callable[[Any], Any]) -> Any:
+    """Look at a block and, in a tool result, at the blocks within."""
+    if block_type(block) == "tool_result" and isinstance(block.get("content"), list):
+        mapped_list(block["content"], note)
+    return note(block)
+
+
+# The order matters: what one rule leaves behind the next ones may pair or join, and
+# a stray result must be text before a merge puts results in front.
+SANITIZE_RULES: Mapping[str, Callable[[Body, Any], Body]] = {
+    "system_messages": rule_system_messages,
+    "thinking": rule_thinking,
+    "empty_text": rule_empty_text,
+    "tool_pairs": rule_tool_pairs,
+    "merge_roles": rule_merge_roles,
+    "cache_control": rule_cache_control,
+}
+# What a setting may be; a boolean where there is no list.
+SANITIZE_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "system_messages": ("keep", "user"),
+    "thinking": ("keep", "unsigned", "drop"),
+    "cache_control": ("keep", "strip"),
+}
+# Contract section 6: the columns "native" and "others", and the two words.
+SANITIZE_PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "native": {
+        "system_messages": "keep",
+        "thinking": "keep",
+        "empty_text": True,
+        "merge_roles": False,
+        "tool_pairs": True,
+        "cache_control": "keep",
+        "unknown_fields": False,
+    },
+    "others": {
+        "system_messages": "keep",
+        "thinking": "unsigned",
+        "empty_text": True,
+        "merge_roles": True,
+        "tool_pairs": True,
+        "cache_control": "keep",
+        "unknown_fields": False,
+    },
+    "strict": {
+        "system_messages": "user",
+        "thinking": "unsigned",
+        "empty_text": True,
+        "merge_roles": True,
+        "tool_pairs": True,
+        "cache_control": "strip",
+        "unknown_fields": True,
+    },
+    "off": {
+        "system_messages": "keep",
+        "thinking": "keep",
+        "empty_text": False,
+        "merge_roles": False,
+        "tool_pairs": False,
+        "cache_control": None,
+        "unknown_fields": False,
+    },
+}
+
+
+def sanitized(body: Body, profile: Mapping[str, Any]) -> tuple[Body, list[str]]:
+    """A body after all rules, and the names of those that changed it."""
+    edits = []
+    for name, rule in SANITIZE_RULES.items():
+        if profile[name] is None:
+            continue
+        after = rule(body, profile[name])
+        if after is not body:
+            edits.append(name)
+            body = after
+    return body, edits
+
+
+# -- warm-up
+
+
+REMINDER = ("<system-reminder>", "</system-reminder>")
+
+
+def is_warmup(messages: Sequence[Any]) -> bool:
+    """Whether the newest message is the user's and says ``Warmup`` and nothing else.
+
+    Blocks that are reminders as a whole do not count; anything but text does.
+    """
+    newest = messages[-1]
+    if not is_message(newest) or newest["role"] != "user":
+        return False
+    if isinstance(newest["content"], str):
+        return newest["content"].strip() == "Warmup"
+    texts = []
+    for block in newest["content"]:
+        if block_type(block) != "text" or not isinstance(block.get("text"), str):
+            return False
+        text = block["text"].strip()
+        if not (text.startswith(REMINDER[0]) and text.endswith(REMINDER[1])):
+            texts.append(text)
+    return texts == ["Warmup"]
+
+
+def warmup_message(model: str, message_id: str) -> dict:
+    """The answer to a warm-up: what it wanted was a connection and a cache, not words."""
+    return {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [text_block("OK")],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }
+
+
+def message_events(message: Mapping[str, Any]) -> list[bytes]:
+    """A message of one text block as the six events of its stream."""
+    start = dict(message, content=[], stop_reason=None,
+                 usage=dict(message["usage"], output_tokens=0))
+    text = message["content"][0]["text"]
+    events = [
+        {"type": "message_start", "message": start},
+        {"type": "content_block_start", "index": 0, "content_block": text_block("")},
+        {"type": "content_block_delta", "index": 0,
+         "delta": {"type": "text_delta", "text": text}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "usage": {"output_tokens": message["usage"]["output_tokens"]},
+         "delta": {"stop_reason": message["stop_reason"], "stop_sequence": None}},
+        {"type": "message_stop"},
+    ]
+    return [encode_sse_event(event["type"], event) for event in events]
+
+
+# -- background tasks
+
+# How the prompt of each task of Claude Code begins, seen in 1.0.128 to 2.1.329
+# (tests/data/background).  Left out on purpose: the check of a command for
+# injections, whose answer decides a permission.
+BACKGROUND_PROMPTS = (
+    "You are naming a coding session so the user can pick it out",
+    "Generate a concise, sentence-case title (3-7 words) that",
+    "Generate a short kebab-case name (2-4 words) that captures",
+    "Analyze if this message indicates a new conversation topic.",
+    "You are analyzing output from a bash command to determine if",
+    "Extract any file paths that this command reads or modifies.",
+    "Summarize this coding conversation in under 50 characters.",
+    "Write a short summary label describing what these tool calls",
+)
+ATTRIBUTION_START = "x-anthropic-billing-header: cc_version="
+CLAUDE_CODE_IDENTITY = "You are Claude Code, Anthropic's official CLI for Claude."
+CLAUDE_CODE_USER = re.compile(r"user_[0-9a-f]{64}_account_[0-9a-f-]*_session_[0-9a-f-]{36}")
+
+
+def is_background_task(body: Body) -> bool:
+    """Whether a request is surely one of Claude Code's small tasks: a title, a topic, a label.
+
+    Its words alone do not tell: it must have Claude Code's user id, no tools, no
+    thinking, one prompt behind the identity, and a single turn.
+    """
+    thinking = body.get("thinking")
+    off = thinking is None or isinstance(thinking, dict) and thinking.get("type") == "disabled"
+    if body.get("tools") or body.get("tool_choice") or not off:
+        return False
+    metadata = body.get("metadata")
+    if not is_claude_code_user(metadata.get("user_id") if isinstance(metadata, dict) else None):
+        return False
+    return is_single_turn(body["messages"]) and system_prompt_of(body).startswith(BACKGROUND_PROMPTS)
+
+
+def is_claude_code_user(user_id: Any) -> bool:
+    """Whether ``metadata.user_id`` has the form that Claude Code gives it."""
+    if not isinstance(user_id, str):
+        return False
+    if CLAUDE_CODE_USER.fullmatch(user_id):
+        return True
+    try:
+        value = json.loads(user_id)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "device_id" in value and "session_id" in value
+
+
+def is_single_turn(messages: Sequence[Any]) -> bool:
+    """One user message, and at most the opening brace of the answer behind it."""
+    if not all(map(is_message, messages)):
+        return False
+    roles = [message["role"] for message in messages]
+    brace = roles == ["user", "assistant"] and blocks_of(messages[1]) == [text_block("{")]
+    return roles == ["user"] or brace
+
+
+def system_prompt_of(body: Body) -> str:
+    """The one prompt behind Claude Code's attribution and identity, or ""."""
+    system = body.get("system")
+    texts = [block.get("text") if isinstance(block, dict) else None
+             for block in system] if isinstance(system, list) else []
+    if texts and isinstance(texts[0], str) and texts[0].startswith(ATTRIBUTION_START):
+        texts = texts[1:]
+    if texts and texts[0] == CLAUDE_CODE_IDENTITY:
+        texts = texts[1:]
+    return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else ""
+
+
+# -- models
+
+
+THINKING_SUFFIX = "-thinking"
+# openai-mapping.md 5.1: the first that think at all, the last that take a budget,
+# and the last that take sampling parameters beside it or refuse a forced tool.
+FIRST_THINKING = (3, 7)
+LAST_WITH_BUDGET = (4, 5)
+LAST_WITH_SAMPLING = (4, 6)
+MIN_BUDGET_TOKENS = 1024
+MAX_BUDGET_TOKENS = 32000
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
+
+
+def split_thinking(model: str) -> tuple[str, bool]:
+    """An id without the suffix that asks for thinking, and whether it had it.
+
+    Only of Claude's ids: others (kimi-k2-thinking) are called so.
+    """
+    stem = model[:-len(THINKING_SUFFIX)]
+    if not model.endswith(THINKING_SUFFIX) or model_generation(stem) is None:
+        return model, False
+    return stem, True
+
+
+def with_thinking(body: Body, model: str) -> Body:
+    """A body that asks for thinking in the way of a model's generation.
+
+    A client's own ``thinking`` wins; a forced tool keeps thinking off where the
+    two are refused together.
+    """
+    generation = model_generation(model)
+    if generation is None or generation < FIRST_THINKING or "thinking" in body:
+        return body
+    choice = body.get("tool_choice")
+    forced = isinstance(choice, dict) and choice.get("type") in ("any", "tool")
+    if forced and generation <= LAST_WITH_SAMPLING:
+        return body
+    if generation <= LAST_WITH_SAMPLING:
+        body = {key: value for key, value in body.items() if key not in SAMPLING_FIELDS}
+    if generation > LAST_WITH_BUDGET:
+        return dict(body, thinking={"type": "adaptive"})
+    return with_budget(body)
+
+
+def with_budget(body: Body) -> Body:
+    """A body with a thinking budget of 80 % of max_tokens, which is raised to hold it."""
+    asked = body.get("max_tokens")
+    limit = asked if isinstance(asked, int) and not isinstance(asked, bool) else 0
+    budget = min(max(limit * 4 // 5, MIN_BUDGET_TOKENS), MAX_BUDGET_TOKENS)
+    body = dict(body, thinking={"type": "enabled", "budget_tokens": budget})
+    return dict(body, max_tokens=budget + limit) if 0 < limit <= budget else body
+
+
+# -- the token estimate
+
+
+# There is no public tokenizer for Claude 3 and later; what
+# follows counts weighted lexical pieces.  Against the old public Claude 2
+# tokenizer it errs by -13..+11 % on prose, code and markup of many languages, by
+# up to +27 % on pure Chinese.  Too much is the safe side: clients use the number
+# to decide when to compact a conversation.
+
+# A run of letters this long, without a break, is encoded data as a rule.
+MIN_ENCODED_RUN_CHARS = 200
+# Random base64 by the same tokenizer: 1.41; hex has 1.7.
+ENCODED_CHARS_PER_TOKEN = 1.4
+# Blocks in blocks: a tool_result's content is the deepest that the API knows (2);
+# what lies deeper counts by its JSON text.
+MAX_BLOCK_DEPTH = 8
+# How much of a JPEG is searched for its size: EXIF and colour profiles come first,
+# in segments of up to 64 KiB.
+MAX_JPEG_HEAD_CHARS = 256 * 1024
+MAX_JPEG_SEGMENTS = 200
+# The API takes documents of up to 32 MB and 600 pages.
+MAX_PDF_CHARS = 44 * 1024 * 1024
+MAX_PDF_PAGES = 600
+MAX_CALIBRATED_MODELS = 100
+
+# One piece a match; the last group that took part says what it is.  The groups of
+# a word are its first 6 letters and then steps of 4, so that a hump of camelCase
+# is one match.  No group can run back over more than it has taken, and a hump is
+# cut after 18 letters: the time is linear for any text.
+TEXT_PIECES = re.compile(r"""
+    [ ]?(?: ([A-Z]?[a-z]{1,6}) (?: ([a-z]{1,4}) (?: ([a-z]{1,4}) ([a-z]{1,4})? )? )?
+          | ([A-Z]{1,6}(?![a-z]))
+          | ([0-9]{1,2}) )
+    | (\n[ \t\r\n]*)
+    | ([ \t]{2,})
+    | ([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])
+    | ([\uac00-\ud7a3])
+    | ([^\x20-\x7e\n\r\t])
+    | ([!-/:-@\[-`{-~])\12*
+""", re.VERBOSE)
+# Tokens of Claude 2's tokenizer for each group; fitted on 44 texts, not derived.
+PIECE_WEIGHTS = (
+    0.0,   # no group: does not happen
+    1.0,   # a hump of up to 6 letters
+    2.0,   # of up to 10
+    3.0,   # of up to 14
+    4.0,   # of up to 18
+    1.0,   # up to 6 capitals
+    1.0,   # up to 2 digits
+    0.9,   # a line break with the indent that follows
+    0.6,   # other runs of blanks; a single one belongs to its word
+    1.0,   # a Chinese or Japanese character
+    1.1,   # a Hangul syllable
+    1.2,   # any other character outside ASCII
+    0.75,  # a run of one punctuation character: a few join into one token
+)
+# The look back keeps a run that is too short from being tried at each character.
+ENCODED_RUN = re.compile(
+    r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{%d,}={0,2}" % MIN_ENCODED_RUN_CHARS)
+# Rulers ("-----") and rows of one letter are long runs, too, but cost few tokens.
+# Random base64 without a digit in its first 200 characters has odds of 1 to 10^14.
+ENCODED_SIGNS = (re.compile("[0-9]"), re.compile("[A-Za-z]"))
+
+# (major, minor) of the model -> what the weights above are multiplied by.  Claude
+# 2 to 3 is a guess; 4.7 brought a tokenizer with about 30 % more tokens for the
+# same text (Anthropic's migration guide).
+NEW_TOKENIZER = (4, 7)
+TEXT_FACTORS = {
+    "new": 1.40,
+    "old": 1.10,
+    "other": 1.00,
+}
+
+# (generation from which on, with tool_choice auto or none, with any or tool): the
+# system prompt of the tool feature in tokens, newest first (Anthropic's table).
+TOOL_PROMPT_TOKENS = (
+    ((5, 0), 354, 474),
+    ((4, 8), 290, 410),
+    ((4, 7), 675, 804),
+    ((4, 6), 497, 589),
+    ((4, 5), 496, 588),
+    ((0, 0), 313, 315),
+)
+FORCED_TOOL_CHOICES = frozenset(["any", "tool"])
+
+REQUEST_TOKENS = 3
+MESSAGE_TOKENS = 4
+TOOL_TOKENS = 12
+TOOL_USE_TOKENS = 12
+TOOL_RESULT_TOKENS = 10
+# A signature, or a sealed search result, stands for text that we cannot see.
+SEALED_CHARS_PER_TOKEN = 4
+# Anthropic: 1,500 to 3,000 tokens of text a page, and the page as an image.
+PDF_PAGE_TOKENS = 2500 + 1600
+PDF_BYTES_PER_PAGE = 50 * 1000
+# A PDF behind a URL or a file id: a guess, nothing can be known here.
+UNKNOWN_PDF_PAGES = 5
+PDF_PAGE = re.compile(rb"/Type\s{0,8}/Page(?!s)")
+
+# One token for a patch of 28x28 pixels, after scaling down to the tier.
+IMAGE_PATCH_PIXELS = 28
+
+
+class ImageTier(NamedTuple):
+    """What a generation of models makes of an image; ``unknown`` is the flat number."""
+
+    max_edge_pixels: int
+    max_tokens: int
+    unknown_tokens: int
+
+
+IMAGE_TIERS = {
+    "new": ImageTier(2576, 4784, 4784),
+    "old": ImageTier(1568, 1568, 1600),
+    "other": ImageTier(1568, 1568, 1600),
+}
+
+CLAUDE_NAME = re.compile(r"(?:^|[^a-z])claude(?![a-z])")
+# "claude-3-7-sonnet", "claude-v2", "claude-instant-1-2", "claude-opus-4-5"; what
+# has three digits and more is a date.
+CLAUDE_GENERATION = re.compile(
+    r"claude-(?:v|instant-v?|(?:opus|sonnet|haiku|fable|mythos)-)?"
+    r"([0-9]{1,2})(?:-([0-9]{1,2}))?(?![0-9])")
+NEWEST_GENERATION = (99, 0)
+
+
+def model_generation(model: str) -> Optional[tuple[int, int]]:
+    """(major, minor) of a Claude model id; None for a model of another vendor.
+
+    A Claude id that says no known family and version counts as the newest.
+
+    >>> model_generation("us.anthropic.claude-sonnet-4-5-20250929-v1:0")
+    (4, 5)
+    """
+    name = model.lower().replace(".", "-")
+    if not CLAUDE_NAME.search(name):
+        return None
+    match = CLAUDE_GENERATION.search(name)
+    if match is None:
+        return NEWEST_GENERATION
+    return int(match.group(1)), int(match.group(2) or 0)
+
+
+def token_class(generation: Optional[tuple[int, int]]) -> str:
+    """The key of TEXT_FACTORS and IMAGE_TIERS: "new", "old" or "other"."""
+    if generation is None:
+        return "other"
+    return "new" if generation >= NEW_TOKENIZER else "old"
+
+
+def text_weight(text: str) -> float:
+    """Tokens of a text by Claude 2's measure, before the model's factor.
+
+    >>> text_weight("getUserName(42);")  # get User Name ( 42 ) ;
+    6.25
+    """
+    weight, at = 0.0, 0
+    if len(text) >= MIN_ENCODED_RUN_CHARS:
+        for run in ENCODED_RUN.finditer(text):
+            end = run.start() + MIN_ENCODED_RUN_CHARS
+            if all(sign.search(text, run.start(), end) for sign in ENCODED_SIGNS):
+                weight += pieces_weight(text, at, run.start())
+                weight += (run.end() - run.start()) / ENCODED_CHARS_PER_TOKEN
+                at = run.end()
+    return weight + pieces_weight(text, at, len(text))
+
+
+def pieces_weight(text: str, start: int, end: int) -> float:
+    """The weight of the lexical pieces of ``text[start:end]``, in one pass."""
+    kinds = collections.Counter(
+        piece.lastindex for piece in TEXT_PIECES.finditer(text, start, end))
+    return sum(PIECE_WEIGHTS[kind or 0] * count for kind, count in kinds.items())
+
+
+def json_text(value: Any) -> str:
+    """Compact JSON of any value; "" for what cannot be written (too deep, no JSON)."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def decode_base64_head(text: str, chars: int) -> bytes:
+    """The bytes that the first ``chars`` characters stand for; b"" where they are none.
+
+    >>> decode_base64_head("R0lGODlhAQABAAAA", 8)
+    b'GIF89a'
+    """
+    packed = text[:chars].encode("ascii", "ignore").translate(None, b" \t\r\n")
+    try:
+        return base64.b64decode(packed[:len(packed) // 4 * 4])
+    except ValueError:
+        return b""
+
+
+def _png_size(head: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from(">II", head, 16)
+    return width, height
+
+
+def _gif_size(head: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from("<HH", head, 6)
+    return width, height
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    # RFC 9649: the three kinds of first chunk keep the size in three ways.
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return (int.from_bytes(head[24:27], "little") + 1,
+                int.from_bytes(head[27:30], "little") + 1)
+    if kind == b"VP8L":
+        bits, = struct.unpack_from("<I", head, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", head, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _jpeg_size(head: bytes) -> tuple[int, int]:
+    # Segments up to the frame header (SOF0 to SOF15, which the tables DHT, JPG and
+    # DAC interrupt); their lengths count their own two bytes.
+    at = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        marker, length = struct.unpack_from(">HH", head, at)
+        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+            height, width = struct.unpack_from(">HH", head, at + 5)
+            return width, height
+        # A fill byte in front of a marker (0xFFFF) is passed over alone.
+        at += 1 if marker == 0xFFFF else 2 + length
+    return 0, 0
+
+
+# (where the signature stands, the signature, the reader, base64 characters it needs)
+IMAGE_READERS = (
+    (0, b"\x89PNG\r\n\x1a\n", _png_size, 64),
+    (0, b"GIF8", _gif_size, 64),
+    (8, b"WEBP", _webp_size, 64),
+    (0, b"\xff\xd8\xff", _jpeg_size, MAX_JPEG_HEAD_CHARS),
+)
+
+
+def image_size(data: str) -> Optional[tuple[int, int]]:
+    """(width, height) in pixels from the head of a base64 image; None if unreadable.
+
+    >>> image_size("R0lGODlhAQACAAAA")
+    (1, 2)
+    """
+    head = decode_base64_head(data, 64)
+    for at, signature, reader, chars in IMAGE_READERS:
+        if head[at:at + len(signature)] == signature:
+            try:
+                width, height = reader(decode_base64_head(data, chars))
+            except struct.error:
+                return None  # cut short
+            return (width, height) if width and height else None
+    return None
+
+
+def image_tokens(width: int, height: int, tier: ImageTier) -> int:
+    """Tokens of an image: its patches once it is scaled down to the tier.
+
+    >>> image_tokens(1920, 1080, IMAGE_TIERS["new"]), image_tokens(1920, 1080, IMAGE_TIERS["old"])
+    (2691, 1560)
+    """
+    scale = min(1.0, tier.max_edge_pixels / max(width, height))
+    across = -(-width * scale // IMAGE_PATCH_PIXELS)
+    down = -(-height * scale // IMAGE_PATCH_PIXELS)
+    if across * down <= tier.max_tokens:
+        return int(across * down)
+    # Scaled further, until it fits: the most patches that a whole number of columns,
+    # or of rows, of that shape gives.  At most 92 of either, by the edge above.
+    fitting = [columns * -(-columns * height // width) for columns in range(1, int(across))]
+    fitting += [rows * -(-rows * width // height) for rows in range(1, int(down))]
+    return max((count for count in fitting if count <= tier.max_tokens), default=tier.max_tokens)
+
+
+def pdf_pages(data: str) -> int:
+    """Pages of a PDF in base64; at least 1.
+
+    Page objects are counted; a file whose objects are all compressed shows none,
+    and its size has to do.
+    """
+    content = decode_base64_head(data, MAX_PDF_CHARS)
+    pages = len(PDF_PAGE.findall(content)) or -(-len(data) * 3 // 4 // PDF_BYTES_PER_PAGE)
+    return max(1, min(pages, MAX_PDF_PAGES))
+
+
+class TokenTally:
+    """Adds up one request.
+
+    ``weight`` is text by Claude 2's measure, which the model's factor applies to;
+    ``flat`` is what is known in tokens of the model itself.
+    """
+
+    def __init__(self, generation: Optional[tuple[int, int]]) -> None:
+        self.generation = generation
+        self.weight = 0.0
+        self.flat = 0.0
+        self._class = token_class(generation)
+
+    def total(self) -> int:
+        """The whole number of tokens, rounded up."""
+        return int(-(-(self.weight * TEXT_FACTORS[self._class] + self.flat) // 1))
+
+    def add(self, value: Any) -> None:
+        """Any value where a text is expected: other things count by their JSON text."""
+        if value is not None:
+            self.weight += text_weight(value if isinstance(value, str) else json_text(value))
+
+    def add_content(self, content: Any, depth: int = 0) -> None:
+        """What ``system`` and ``content`` may be: a string or a list of blocks."""
+        if isinstance(content, list) and depth < MAX_BLOCK_DEPTH:
+            for block in content:
+                self._add_block(block, depth + 1)
+        else:
+            self.add(content)
+
+    def add_message(self, message: Any) -> None:
+        """One turn, with what frames it."""
+        self.flat += MESSAGE_TOKENS
+        if isinstance(message, dict):
+            self.add_content(message.get("content"))
+        else:
+            self.add(message)
+
+    def add_tools(self, tools: Any, tool_choice: Any) -> None:
+        """The tools' definitions, and the system prompt that the API puts before them."""
+        if not isinstance(tools, list):
+            self.add(tools)
+        elif tools:
+            self.flat += self._tool_prompt_tokens(tool_choice)
+            for tool in tools:
+                self.flat += TOOL_TOKENS
+                self.add(tool)
+
+    def _tool_prompt_tokens(self, tool_choice: Any) -> int:
+        if self.generation is None:
+            return 0  # other vendors' templates are not known; calibration finds out
+        kind = tool_choice.get("type") if isinstance(tool_choice, dict) else None
+        forced = isinstance(kind, str) and kind in FORCED_TOOL_CHOICES
+        return next((any_tool if forced else auto for since, auto, any_tool in TOOL_PROMPT_TOKENS
+                     if self.generation >= since), 0)
+
+    def _add_block(self, block: Any, depth: int) -> None:
+        kind = block.get("type") if isinstance(block, dict) else None
+        reader = self.BLOCKS.get(kind) if isinstance(kind, str) else None
+        if reader is None:
+            self.add(block)
+        else:
+            reader(self, block, depth)
+
+    def _add_text(self, block: dict, depth: int) -> None:
+        # Citations beside the text are not charged for (Anthropic's citations page).
+        self.add(block.get("text"))
+
+    def _add_thinking(self, block: dict, depth: int) -> None:
+        # With its display omitted the text is empty and the signature holds it all.
+        if block.get("thinking"):
+            self.add(block.get("thinking"))
+        else:
+            self._add_sealed(block.get("signature"))
+
+    def _add_redacted(self, block: dict, depth: int) -> None:
+        self._add_sealed(block.get("data"))
+
+    def _add_sealed(self, sealed: Any) -> None:
+        if isinstance(sealed, str):
+            self.flat += len(sealed) / SEALED_CHARS_PER_TOKEN
+
+    def _add_tool_use(self, block: dict, depth: int) -> None:
+        self.flat += TOOL_USE_TOKENS
+        self.add(block.get("name"))
+        self.add(block.get("input"))
+
+    def _add_tool_result(self, block: dict, depth: int) -> None:
+        self.flat += TOOL_RESULT_TOKENS
+        self.add_content(block.get("content"), depth)
+
+    def _add_search_result(self, block: dict, depth: int) -> None:
+        for key in ("title", "source", "url"):
+            self.add(block.get(key))
+        self.add_content(block.get("content"), depth)
+        self._add_sealed(block.get("encrypted_content"))
+
+    def _add_image(self, block: dict, depth: int) -> None:
+        source = block.get("source")
+        data = source.get("data") if isinstance(source, dict) else None
+        size = image_size(data) if isinstance(data, str) else None
+        tier = IMAGE_TIERS[self._class]
+        self.flat += tier.unknown_tokens if size is None else image_tokens(*size, tier)
+
+    def _add_document(self, block: dict, depth: int) -> None:
+        self.add(block.get("title"))
+        self.add(block.get("context"))
+        source = block.get("source")
+        if not isinstance(source, dict):
+            self.add(source)
+            return
+        kind, data = source.get("type"), source.get("data")
+        if kind == "text":
+            self.add(data)
+        elif kind == "content":
+            self.add_content(source.get("content"), depth)
+        elif isinstance(data, str):
+            self.flat += pdf_pages(data) * PDF_PAGE_TOKENS
+        else:
+            self.flat += UNKNOWN_PDF_PAGES * PDF_PAGE_TOKENS
+
+    BLOCKS = {
+        "document": _add_document,
+        "image": _add_image,
+        "mcp_tool_result": _add_tool_result,
+        "mcp_tool_use": _add_tool_use,
+        "redacted_thinking": _add_redacted,
+        "search_result": _add_search_result,
+        "server_tool_use": _add_tool_use,
+        "text": _add_text,
+        "thinking": _add_thinking,
+        "tool_result": _add_tool_result,
+        "tool_use": _add_tool_use,
+        "web_search_result": _add_search_result,
+        "web_search_tool_result": _add_tool_result,
+    }
+
+
+def estimate_tokens(values: Mapping[str, Any]) -> int:
+    """Input tokens of a request to /v1/messages or count_tokens; at least 1.
+
+    Linear in the size of the request; nothing in it can make it raise.
+
+    >>> estimate_tokens({"model": "claude-sonnet-4-5", "system": "You are a scientist",
+    ...                  "messages": [{"role": "user", "content": "Hello, Claude"}]})
+    16
+    """
+    model = values.get("model")
+    tally = TokenTally(model_generation(model) if isinstance(model, str) else None)
+    tally.flat += REQUEST_TOKENS
+    tally.add_content(values.get("system"))
+    tally.add_tools(values.get("tools"), values.get("tool_choice"))
+    # The schema of a structured answer is put before the model like a tool's.
+    output = values.get("output_config")
+    tally.add(output.get("format") if isinstance(output, dict) else None)
+    tally.add(values.get("output_format"))
+    messages = values.get("messages")
+    for message in messages if isinstance(messages, list) else [messages]:
+        tally.add_message(message)
+    return tally.total()
+
+
+class TokenCalibration:
+    """How far the estimate is off for each model, learnt from real usage.
+
+    ``real`` is all input of an answer: input_tokens and what was read from and
+    written to the cache.  ``estimated`` is always estimate_tokens's number, never
+    one that ``apply`` has corrected: the ratio would chase itself.
+    """
+
+    # The weight of a new observation.  Before the fifth it is an equal share, with
+    # the estimate itself as the first: one odd request does not bend the number,
+    # and a handful of them is enough.
+    NEW_WEIGHT = 0.2
+    # What is further off is no tokenizer's difference (a cache, a proxy's own
+    # prompt, a count of something else).
+    LEAST, MOST = 0.5, 2.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # model -> (ratio, observations), the one observed last at the end.
+        self._ratios: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
+
+    def observe(self, model: str, estimated: int, real: int) -> None:
+        """Take note of an estimate and what the upstream counted for the same request."""
+        if estimated <= 0 or real <= 0:
+            return  # an upstream that counts nothing says 0
+        sample = min(max(real / estimated, self.LEAST), self.MOST)
+        with self._lock:
+            ratio, seen = self._ratios.pop(model, (1.0, 0))
+            weight = max(self.NEW_WEIGHT, 1 / (seen + 2))
+            self._ratios[model] = (ratio + weight * (sample - ratio), seen + 1)
+            if len(self._ratios) > MAX_CALIBRATED_MODELS:
+                self._ratios.popitem(last=False)
+
+    def apply(self, model: str, estimated: int) -> int:
+        """The estimate, corrected by what this model's answers have shown; at least 1."""
+        with self._lock:
+            ratio, _ = self._ratios.get(model, (1.0, 0))
+        return max(1, round(estimated * ratio))
 
 
 # ---- 9. Configuration --------------------------------------------------------
@@ -2054,6 +3646,11 @@ ACCOUNT_SETTINGS = (
     Setting("enabled", read_boolean, True, "false takes it out"),
 )
 
+SANITIZE_SETTINGS = tuple(
+    Setting(name, Choice(*SANITIZE_CHOICES[name]) if name in SANITIZE_CHOICES else read_boolean,
+            None, "see the table of rules")
+    for name in SANITIZE_PROFILES["native"])
+
 PROVIDER_SETTINGS = (
     Setting("name", read_header_text, None, "told to clients as X-Gateway-Provider"),
     Setting("preset", read_text, None, "known defaults; the name's own where there is one"),
@@ -2068,10 +3665,9 @@ PROVIDER_SETTINGS = (
     Setting("betas.add", list_of(read_text), (), "anthropic-beta tokens to add"),
     Setting("betas.drop", list_of(read_text), (), "globs of anthropic-beta tokens to drop"),
     Setting("headers", read_header_map, (), "extra headers for the upstream"),
-    Setting("sanitize", lambda value, path, problems: value, None, "repairs of the body",
-            pending="sanitizing"),
-    Setting("count_tokens", Choice("upstream", "estimate"), "upstream", "who counts tokens",
-            pending="the estimate"),
+    Setting("sanitize", lambda value, path, problems: read_sanitize(value, path, problems), {},
+            "repairs of the body: off, strict, or an object of rules"),
+    Setting("count_tokens", Choice("upstream", "estimate"), "upstream", "who counts tokens"),
     Setting("proxy", read_proxy, None, "an HTTP proxy for this provider alone"),
     Setting("ca_file", read_text, None, "certificates trusted beside the system's"),
     Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
@@ -2101,8 +3697,8 @@ SETTINGS = (
             "glob of model ids to a provider or a list"),
     Setting("routing.sticky", read_boolean, True, "a conversation stays on its account",
             pending="stickiness"),
-    Setting("routing.background_model", nullable(read_text), None, "for background tasks",
-            pending="background tasks"),
+    Setting("routing.background_model", nullable(read_text), None,
+            "for Claude Code's titles, topics and summaries"),
     Setting("retry.max_attempts", number(1, 10, whole=True), 3, "upstream calls per request"),
     Setting("retry.max_wait_seconds", number(0, 600), 30, "waiting per request",
             pending="waiting for accounts"),
@@ -2116,10 +3712,9 @@ SETTINGS = (
     Setting("limits.connections", number(1, 100000, whole=True), 2048, "client connections"),
     Setting("stream.hold_seconds", number(0, 300), 20, "head held back", pending="the hold"),
     Setting("stream.ping_seconds", number(1, 300), 15, "pings while held", pending="the hold"),
-    Setting("stream.collect", Choice("auto", "always", "never"), "auto", "collect streams",
-            pending="collecting"),
-    Setting("warmup", Choice("intercept", "forward"), "intercept", "warm-up requests",
-            pending="warm-up answers"),
+    Setting("stream.collect", Choice("auto", "always", "never"), "auto",
+            "ask for a stream where the client wants none, and collect it"),
+    Setting("warmup", Choice("intercept", "forward"), "intercept", "warm-up requests"),
     Setting("telemetry", Choice("drop", "forward"), "drop", "client telemetry"),
     Setting("log.level", Choice("debug", "info", "warning", "error"), "info", "what is logged",
             flag="--log-level"),
@@ -2215,7 +3810,8 @@ class Provider(NamedTuple):
     credential_header: str
     betas: BetaRule
     headers: tuple[tuple[str, str], ...]
-    sanitize: Any
+    sanitize: Mapping[str, Any]
+    refused_fields: tuple[str, ...]
     count_tokens: str
     proxy: Optional[ProxyAddress]
     ca_file: Optional[str]
@@ -2343,6 +3939,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "minimax": {
         "base_url": "https://api.minimax.io/anthropic",
         "credential_header": "x-api-key",
+        # Wants its thinking blocks back as they were.
+        "sanitize": {"thinking": "keep"},
+    },
+    # Its base URL holds the workspace and the region; the user must give it.
+    "qwen": {
+        "credential_header": "x-api-key",
+        "sanitize": {"system_messages": "user"},
     },
     "openrouter": {
         "base_url": "https://openrouter.ai/api",
@@ -2359,6 +3962,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ollama": {
         "base_url": "http://localhost:11434",
         "credential_header": "authorization",
+        "refused_fields": ("metadata", "tool_choice"),
     },
     "lmstudio": {
         "base_url": "http://localhost:1234",
@@ -2385,6 +3989,26 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 DEMO = "demo"
+
+
+def read_sanitize(value: Any, path: str, problems: Problems) -> Any:
+    """``sanitize``: "off", "strict", or an object of rules (contract section 6)."""
+    if value in ("off", "strict"):
+        return value
+    if not isinstance(value, dict):
+        problems.error(path, "must be off, strict, or an object of rules")
+        return {}
+    return read_table(SANITIZE_SETTINGS, value, path, problems)
+
+
+def sanitize_profile(setting: Any, preset_name: Optional[str],
+                     preset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a provider's bodies go through: the profile, the preset's, then the user's word."""
+    if isinstance(setting, str):
+        return SANITIZE_PROFILES[setting]
+    base = SANITIZE_PROFILES["native" if preset_name == "anthropic" else "others"]
+    chosen = {name: value for name, value in setting.items() if value is not None}
+    return dict(base, **dict(preset.get("sanitize", {}), **chosen))
 
 
 def read_client_keys(value: Any, path: str, problems: Problems) -> tuple[ClientKey, ...]:
@@ -2465,6 +4089,8 @@ def read_provider(value: Any, path: str, problems: Problems) -> Provider:
     header = row["credential_header"] or preset.get("credential_header", "x-api-key")
     row["credential_header"] = header
     row["betas"] = read_betas(row["betas"])
+    row["sanitize"] = sanitize_profile(row["sanitize"], preset_name, preset)
+    row["refused_fields"] = preset.get("refused_fields", ())
     row["accounts"] = tuple(build_account(account, header) for account in row["accounts"])
     return Provider(**row)
 
@@ -2636,7 +4262,9 @@ def candidate_providers(config: Config, model: str) -> list[Provider]:
         best = max(globs, key=lambda glob: (glob == model, literal_count(glob)))
         by_name = {provider.name: provider for provider in enabled}
         return [by_name[name] for name in config.routing.models[best] if name in by_name]
-    return [provider for provider in enabled if provider.knows(model)] or enabled
+    stem = split_thinking(model)[0]
+    return [provider for provider in enabled
+            if provider.knows(model) or provider.knows(stem)] or enabled
 
 
 class Lease(NamedTuple):
@@ -2674,11 +4302,15 @@ class AccountPool:
         for provider in providers:
             for lease in candidates(provider, model):
                 if lease not in tried:
-                    with self._lock:
-                        key = self._key(lease)
-                        self._in_flight[key] = self._in_flight.get(key, 0) + 1
+                    self.take(lease)
                     return lease
         return None
+
+    def take(self, lease: Lease) -> None:
+        """The same candidate once more.  Must be released."""
+        with self._lock:
+            key = self._key(lease)
+            self._in_flight[key] = self._in_flight.get(key, 0) + 1
 
     def release(self, lease: Lease, outcome: Outcome) -> None:
         """The call is over; what came of it will shape the next choice."""
@@ -2874,6 +4506,7 @@ class RequestRecord:
         "seconds",
         "bytes_in",
         "bytes_out",
+        "saved_tokens",
         "ended",
     )
 
@@ -2897,6 +4530,8 @@ class RequestRecord:
         self.seconds = 0.0
         self.bytes_in = 0
         self.bytes_out = 0
+        # What an answer of ours kept from being sent, estimated.
+        self.saved_tokens = 0
         self.ended = "complete"
 
     def as_dict(self) -> dict:
@@ -3064,22 +4699,23 @@ class RecordRing:
     def __init__(self, size: int = RECORDS_KEPT) -> None:
         self._lock = threading.Lock()
         self._records: collections.deque[RequestRecord] = collections.deque(maxlen=size)
-        self._local_answers: dict[str, int] = {}
+        self._local_answers: dict[str, tuple[int, int]] = {}
 
     def observe(self, record: RequestRecord) -> None:
         """Keep one record."""
         with self._lock:
             self._records.append(record)
             if not record.provider and not record.error:
-                self._local_answers[record.route] = self._local_answers.get(record.route, 0) + 1
+                count, tokens = self._local_answers.get(record.route, (0, 0))
+                self._local_answers[record.route] = (count + 1, tokens + record.saved_tokens)
 
     def newest(self, limit: int) -> list[RequestRecord]:
         """Up to ``limit`` records, the newest first."""
         with self._lock:
             return list(self._records)[::-1][:limit]
 
-    def local_answers(self) -> dict[str, int]:
-        """How many requests were answered without an upstream, by route."""
+    def local_answers(self) -> dict[str, tuple[int, int]]:
+        """What was answered without an upstream, by route: (requests, tokens saved)."""
         with self._lock:
             return dict(self._local_answers)
 
@@ -3929,6 +5565,8 @@ def find_routes(path: str) -> Optional[Mapping[str, Route]]:
     return PASSAGE_ROUTES if PASSAGE_PATH.fullmatch(path) else None
 
 
+# Nobody on the way is to buffer a stream.
+STREAM_HEADERS = (("Cache-Control", "no-cache, no-transform"), ("X-Accel-Buffering", "no"))
 CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
 
 
@@ -3945,22 +5583,95 @@ class Exchange:
         self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
         self.calls_count = 0
         self.may_resend = True
+        # The parsed request to /v1/messages, and what was done to it for everybody.
+        self.document: Optional[JsonDocument] = None
+        self.edits: list[str] = []
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
+
+
+class Prepared(NamedTuple):
+    """The bytes for one provider, the model id in them, the rules that changed them.
+
+    ``collects``: the client wants no stream and gets none, but one is asked for.
+    ``drop_betas``: globs of the betas that go with fields which were left out.
+    """
+
+    body: Optional[bytes]
+    model: str = ""
+    edits: tuple[str, ...] = ()
+    collects: bool = False
+    drop_betas: tuple[str, ...] = ()
+
+
+# A field that an upstream refuses and the beta that announces it go together.
+FIELD_BETAS = {
+    "context_management": "context-management-*",
+    "container": "code-execution-*",
+    "mcp_servers": "mcp-client-*",
+    "safeguards": "dangerous-tool-use-*",
+}
+# Above it the vendor's SDKs insist on streaming, since an answer may take longer
+# than ten minutes.
+COLLECT_ABOVE_TOKENS = 21333
+
+
+def prepared(
+    document: JsonDocument,
+    body: Body,
+    provider: Provider,
+    collect: str,
+    thinking: str = "",
+) -> Prepared:
+    """What a provider is sent of a body; a clean one leaves byte for byte.
+
+    ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is
+    used instead of the provider's own setting of that rule.
+    """
+    before, asked, edits = body, body["model"], []
+    listed = asked in provider.models or provider.mapped(asked) is not None
+    stem, wants_thinking = (asked, False) if listed else split_thinking(asked)
+    if wants_thinking:
+        body = with_thinking(body, stem)
+        edits.append("thinking_suffix")
+    model = provider.upstream_model(stem)
+    if model != asked:
+        body = dict(body, model=model)
+        edits.append("model")
+    profile = dict(provider.sanitize, thinking=thinking) if thinking else provider.sanitize
+    body, rules = sanitized(body, profile)
+    refused = [name for name in provider.refused_fields
+               if profile["unknown_fields"] and name in body]
+    if refused:
+        body = {key: value for key, value in body.items() if key not in refused}
+        rules.append("unknown_fields")
+    collects = before.get("stream") is not True and (
+        collect == "always" or collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))
+    if collects:
+        body = dict(body, stream=True)
+        edits.append("collect")
+    betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
+    return Prepared(document.spelled(body), model, (*edits, *rules), collects, betas)
+
+
+def asks_above(body: Body, limit: int) -> bool:
+    """Whether max_tokens is a number above a limit."""
+    tokens = body.get("max_tokens")
+    return isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > limit
 
 
 class Plan(NamedTuple):
     """What may be sent where: the providers in order, and each one's target and bytes.
 
-    Fixed before the first call: ``bodies`` maps a provider's name to its body and
-    the model id in it.  ``whole`` answers are collected and must be JSON objects;
+    Fixed before the first call: ``bodies`` maps a provider's name to what it is
+    sent.  ``whole`` answers are collected and must be JSON objects;
     a request that is not ``repeatable`` is sent again only if surely not done.
     """
 
     providers: Sequence[Provider]
     model: str
     path: str
-    bodies: Mapping[str, tuple[Optional[bytes], str]]
+    bodies: Mapping[str, Prepared]
     whole: bool = True
     repeatable: bool = True
 
@@ -4009,6 +5720,7 @@ class Engine:
         self._keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
         self._key_settings = {key.name: key for key in config.auth.api_keys}
         self._rates = RequestRates(monotonic)
+        self._calibration = TokenCalibration()
         self._models = [model_listing(model, provider.owned_by, provider.name)
                         for provider in config.providers if provider.enabled
                         for model in provider.models]
@@ -4123,6 +5835,7 @@ class Engine:
 
     def _observe(self, exchange: Exchange, ended: str) -> None:
         record = exchange.record
+        self._learn(exchange)
         record.ended = ended or record.ended
         record.seconds = self._monotonic() - exchange.began
         self.records.observe(record)
@@ -4186,15 +5899,55 @@ class Engine:
         headers = exchange.request.headers
         if "content-length" not in headers and "transfer-encoding" not in headers:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
-        document = parse_message_request(self._body(exchange))
-        model = exchange.record.model = document.get("model")
+        document = exchange.document = parse_message_request(self._body(exchange))
+        body = document.values()
+        model = exchange.record.model = body["model"]
+        counts = exchange.record.route == "count_tokens"
+        if not counts and self.config.warmup == "intercept" and is_warmup(body["messages"]):
+            return self._answer_warmup(exchange, body)
+        background = self.config.routing.background_model
+        if background and not counts and is_background_task(body):
+            body = dict(body, model=background)
+            model = background
+            exchange.edits.append("background_model")
         providers = candidate_providers(self.config, model)
-        bodies = {}
-        for provider in providers:
-            upstream_model = provider.upstream_model(model)
-            bodies[provider.name] = (document.with_value("model", upstream_model).data,
-                                     upstream_model)
-        return self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
+        if counts and providers and providers[0].count_tokens == "estimate":
+            return self._answer_estimate(exchange)
+        collect = "never" if counts else self.config.stream.collect
+        bodies = {provider.name: prepared(document, body, provider, collect)
+                  for provider in providers}
+        response = self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
+        if counts and has_no_count(response):
+            return self._answer_estimate(exchange)
+        return response
+
+    def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
+        """Contract section 7: a message that says OK, as JSON or as six events."""
+        exchange.record.route = "warmup"
+        exchange.record.saved_tokens = self._estimate(body)
+        message = warmup_message(body["model"], "msg_warmup_" + self._new_id()[-24:])
+        headers = [("X-Warmup-Intercepted", "true")]
+        if body.get("stream") is not True:
+            return json_response(200, message, headers)
+        return HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS, *headers],
+                            iter(message_events(message)))
+
+    def _answer_estimate(self, exchange: Exchange) -> HttpResponse:
+        """Our own count, marked as such; never 0."""
+        assert exchange.document is not None
+        tokens = self._estimate(exchange.document.values())
+        return json_response(200, {"input_tokens": tokens}, [("X-Gateway-Estimated", "true")])
+
+    def _estimate(self, body: Body) -> int:
+        return self._calibration.apply(body["model"], estimate_tokens(body))
+
+    def _learn(self, exchange: Exchange) -> None:
+        """Let a small request whose real count was told correct the estimate of its model."""
+        usage, document = exchange.record.usage, exchange.document
+        real = usage.input + usage.cache_read + usage.cache_write
+        if document is not None and real and len(document.data) <= MAX_CALIBRATED_BYTES:
+            self._calibration.observe(exchange.record.mapped_model,
+                                      estimate_tokens(document.values()), real)
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
@@ -4208,7 +5961,7 @@ class Engine:
         if not body and "content-length" not in headers and "transfer-encoding" not in headers:
             body = None
         return self._attempts(exchange, Plan(
-            [provider], "", exchange.path, {provider.name: (body, "")}, whole=False,
+            [provider], "", exchange.path, {provider.name: Prepared(body)}, whole=False,
             repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
@@ -4236,12 +5989,36 @@ class Engine:
                 break
             tried.append(lease)
             result = self._attempt(exchange, plan, lease)
+            if isinstance(result, HttpResponse) and self._may_repair(exchange, result):
+                plan = self._without_thinking(exchange, plan, lease)
+                self.accounts.take(lease)
+                result = self._attempt(exchange, plan, lease)
             if isinstance(result, HttpResponse):
                 return result
             failures.append(result)
             if result.decision.action == "give_up":
                 break
         return self._all_failed(exchange, plan, failures)
+
+    def _may_repair(self, exchange: Exchange, response: HttpResponse) -> bool:
+        """Whether an answer refuses a thinking signature to a client that cannot mend that.
+
+        Claude Code mends it itself, and must see the refusal (contract section 9).
+        """
+        agent = exchange.request.headers.get("user-agent")
+        return (exchange.record.route == "messages" and response.status == 400
+                and exchange.calls_count < self.config.retry.max_attempts
+                and not agent.startswith("claude-cli/")
+                and "thinking_signature" not in exchange.edits
+                and refuses_signature(response.body))
+
+    def _without_thinking(self, exchange: Exchange, plan: Plan, lease: Lease) -> Plan:
+        """The plan with all thinking blocks left out for one provider."""
+        assert exchange.document is not None
+        exchange.edits.append("thinking_signature")
+        body = dict(exchange.document.values(), model=plan.model)
+        again = prepared(exchange.document, body, lease.provider, self.config.stream.collect, "drop")
+        return plan._replace(bodies=dict(plan.bodies, **{lease.provider.name: again}))
 
     def _attempt(self, exchange: Exchange, plan: Plan,
                  lease: Lease) -> Union[HttpResponse, Failure]:
@@ -4283,7 +6060,8 @@ class Engine:
 
     def _call(self, exchange: Exchange, plan: Plan, lease: Lease) -> UpstreamCall:
         request, provider = exchange.request, lease.provider
-        body, _ = plan.bodies[provider.name]
+        body = plan.bodies[provider.name].body
+        dropped = plan.bodies[provider.name].drop_betas
         target = provider.base_url.prefix + plan.path
         query = "&".join(part for part in request.query.split("&") if not self._holds_key(part))
         if query:
@@ -4293,7 +6071,7 @@ class Engine:
             provider.base_url.authority,
             None if body is None else len(body),
             lease.account.credentials() if lease.account else exchange.own_credentials,
-            provider.betas,
+            provider.betas._replace(drop=provider.betas.drop + dropped),
             provider.headers,
         )
         pairs = [pair for pair in pairs if not self._holds_key(pair[1])]
@@ -4348,9 +6126,8 @@ class Engine:
         """Write into the record who answered."""
         exchange.record.provider = lease.provider.name
         exchange.record.account = lease.account.name if lease.account else ""
-        exchange.record.mapped_model = plan.bodies[lease.provider.name][1]
-        changed = exchange.record.mapped_model not in ("", plan.model)
-        exchange.record.edits = ["model"] if changed else []
+        exchange.record.mapped_model = plan.bodies[lease.provider.name].model
+        exchange.record.edits = [*exchange.edits, *plan.bodies[lease.provider.name].edits]
 
     def _relay(self, exchange: Exchange, plan: Plan, lease: Lease,
                upstream: UpstreamResponse) -> HttpResponse:
@@ -4362,6 +6139,8 @@ class Engine:
             raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
         is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
         is_head = exchange.request.method == "HEAD"
+        if is_stream and plan.bodies[lease.provider.name].collects:
+            return self._collected(exchange, lease, upstream)
         if not (is_stream or is_head) and (plan.whole or upstream.status >= 400):
             body = read_at_most(upstream, MAX_COLLECTED_BYTES)
             if plan.whole and upstream.status < 300:
@@ -4373,8 +6152,7 @@ class Engine:
         if is_stream:
             headers = [pair for pair in headers
                        if pair[0].lower() not in ("cache-control", "x-accel-buffering")]
-            headers.append(("Cache-Control", "no-cache, no-transform"))
-            headers.append(("X-Accel-Buffering", "no"))
+            headers.extend(STREAM_HEADERS)
         headers.extend(told_of(exchange, lease))
         # A stream's length, should one be told, would not cover an error event.
         length = None if is_stream else upstream.length
@@ -4386,6 +6164,37 @@ class Engine:
             self.accounts.release(lease, Outcome("answer", upstream.status))
 
         return HttpResponse(upstream.status, headers, body, length, close)
+
+
+    def _collected(self, exchange: Exchange, lease: Lease,
+                   upstream: UpstreamResponse) -> HttpResponse:
+        """A stream that was asked for in the client's stead, as the message it makes.
+
+        Raises UpstreamError where it breaks: nothing of it has gone down yet.
+        """
+        collector = MessageCollector()
+        while True:
+            data = upstream.read()
+            if not data:
+                break
+            collector.feed(data)
+            if collector.error is not None:
+                error = collector.error.get("error")
+                kind = error.get("type") if isinstance(error, dict) else "error"
+                raise UpstreamBroke("the upstream's stream ended in %s" % str(kind)[:MAX_TOLD_CHARS])
+        message = collector.message()
+        exchange.record.usage.update(message.get("usage"))
+        try:
+            text = json.dumps(message, separators=(",", ":"), allow_nan=False)
+        except (ValueError, RecursionError) as error:
+            # 1e999 is read as infinity, which JSON cannot say.
+            raise UpstreamMalformed("the upstream's stream makes no JSON message") from error
+        response = whole_answer(lease, upstream, text.encode("ascii"))
+        response.headers = [pair for pair in response.headers
+                            if pair[0].lower() not in ("content-type", "cache-control")]
+        response.headers.append(("Content-Type", "application/json"))
+        response.headers.extend(told_of(exchange, lease))
+        return response
 
 
 class RelayBody:
@@ -4528,6 +6337,18 @@ def masked(lease: Lease, data: bytes) -> bytes:
     """Bytes of an answer; the account's key, should it be in them, as so many stars."""
     secret = maskable_key(lease).encode("ascii")
     return data.replace(secret, b"*" * len(secret)) if secret else data
+
+
+def has_no_count(response: HttpResponse) -> bool:
+    """Whether an upstream says that it does not count tokens, and not that it lacks the model."""
+    return response.status in (404, 405, 501) and isinstance(response.body, bytes) and (
+        b"model" not in response.body.lower())
+
+
+def refuses_signature(body: Any) -> bool:
+    """Whether an error body refuses the signature of a thinking block."""
+    text = body.lower() if isinstance(body, bytes) else b""
+    return b"signature" in text and b"thinking" in text
 
 
 class KeyMask:

@@ -373,13 +373,13 @@ class RecordRingTest(unittest.TestCase):
         ring = self.ring_of({"route": "health"}, {"route": "health"}, {"route": "models"},
                             {"route": "messages", "provider": "p"},
                             {"route": "messages", "error": "bad JSON"}, size=1)
-        self.assertEqual(ring.local_answers(), {"health": 2, "models": 1})
+        self.assertEqual(ring.local_answers(), {"health": (2, 0), "models": (1, 0)})
 
     def test_gives_copies(self):
         ring = self.ring_of({"route": "health"})
         ring.local_answers().clear()
         ring.newest(1).clear()
-        self.assertEqual((ring.local_answers(), len(ring.newest(1))), ({"health": 1}, 1))
+        self.assertEqual((ring.local_answers(), len(ring.newest(1))), ({"health": (1, 0)}, 1))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import anthropic
 QUESTION = {
     "model": "claude-opus-5-5",
     "max_tokens": 64,
-    "messages": [{"role": "user", "content": "Say hé, γειά and \N{WAVING HAND SIGN}."}],
+    "messages": [{"role": "user", "content": os.environ.get("QUESTION_TEXT")
+                  or "Say hé, γειά and \N{WAVING HAND SIGN}."}],
 }
 COUNTED = {"model": QUESTION["model"], "messages": QUESTION["messages"]}
 

@@ -10,7 +10,7 @@ const { VERSION } = require("@anthropic-ai/sdk/version");
 const QUESTION = {
   model: "claude-opus-5-5",
   max_tokens: 64,
-  messages: [{ role: "user", content: "Say hé, γειά and \u{1F44B}." }],
+  messages: [{ role: "user", content: process.env.QUESTION_TEXT || "Say hé, γειά and \u{1F44B}." }],
 };
 
 const toldMessage = (message) => ({
