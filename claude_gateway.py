@@ -5941,6 +5941,13 @@ class Engine:
     def _estimate(self, body: Body) -> int:
         return self._calibration.apply(body["model"], estimate_tokens(body))
 
+    @staticmethod
+    def _forget_document(exchange: Exchange) -> None:
+        """Let go of a large request once its answer is committed: streams last for minutes."""
+        document = exchange.document
+        if document is not None and len(document.data) > MAX_CALIBRATED_BYTES:
+            exchange.document = None
+
     def _learn(self, exchange: Exchange) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
         usage, document = exchange.record.usage, exchange.document
@@ -5983,7 +5990,7 @@ class Engine:
                 CHALLENGE)
         tried: list[Lease] = []
         failures: list[Failure] = []
-        while len(tried) < self.config.retry.max_attempts:
+        while exchange.calls_count < self.config.retry.max_attempts:
             lease = self.accounts.acquire(providers, plan.model, tried)
             if lease is None:
                 break
@@ -6154,6 +6161,7 @@ class Engine:
                        if pair[0].lower() not in ("cache-control", "x-accel-buffering")]
             headers.extend(STREAM_HEADERS)
         headers.extend(told_of(exchange, lease))
+        self._forget_document(exchange)
         # A stream's length, should one be told, would not cover an error event.
         length = None if is_stream else upstream.length
         is_messages = is_stream and exchange.record.route == "messages" and upstream.readable

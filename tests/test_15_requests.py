@@ -2,6 +2,7 @@
 
 import json
 import unittest
+import unittest.mock
 
 import claude_gateway as gw
 from tests import support
@@ -274,6 +275,17 @@ class SignatureTest(RequestCase):
         told, _, requests = self.run_with(**{"User-Agent": "claude-cli/2.1.329 (external, cli)"})
         self.assertEqual((told.status, len(requests)), (400, 1))
 
+    def test_repair_counts_as_an_attempt(self):
+        def respond(request):
+            if b'"thinking"' in request.body:
+                return self.REFUSED
+            return support.json_response({}, status=529)
+
+        with support.ScriptedUpstream(respond=respond) as upstream:
+            with running_gateway(provider(upstream, ("a", "b", "c"))) as gateway:
+                self.assertEqual(post(gateway, self.BODY).status, 529)
+            self.assertEqual(len(upstream.requests), 3)
+
     def test_once_only(self):
         with support.ScriptedUpstream(respond=lambda request: self.REFUSED) as upstream:
             with running_gateway(provider(upstream)) as gateway:
@@ -282,6 +294,30 @@ class SignatureTest(RequestCase):
 
 
 class CleanTest(unittest.TestCase):
+
+    def test_large_request_is_not_kept_while_its_stream_lasts(self):
+        """A thousand agents stream for minutes; their conversations must not stay in memory."""
+        gate, held = support.Gate(), []
+        real = gw.RelayBody.__init__
+
+        def noting(body, exchange, *more):
+            real(body, exchange, *more)
+            held.append(exchange)
+
+        def script(connection):
+            connection.read_request()
+            connection.send(support.SSE_HEAD + support.chunk(support.stream_events()[0]))
+            gate.wait("the test to have looked")
+
+        with unittest.mock.patch.object(gw.RelayBody, "__init__", noting):
+            with support.ScriptedUpstream(script) as upstream:
+                with running_gateway(provider(upstream)) as gateway:
+                    with support.RawClient(gateway.port) as client:
+                        client.request("POST", "/v1/messages", [JSON_TYPE], json.dumps(
+                            saying("word " * 20000, stream=True)).encode())
+                        client.read_head()
+                        self.assertEqual([exchange.document for exchange in held], [None])
+                        gate.open()
 
     def test_clean_bodies_leave_byte_for_byte(self):
         bodies = [STREAM_MESSAGE, b' {"messages":[{"role":"user","content":"x\\u00e9"}] ,"model":"m" }']
