@@ -2193,7 +2193,10 @@ def mapped_list(items: list, change: Callable[[Any], Any]) -> list:
 
 def is_message(message: Any) -> bool:
     """Whether rules may look into it: a known role, and content that is a string or a list."""
-    return (isinstance(message, dict) and message.get("role") in ROLES
+    if not isinstance(message, dict):
+        return False
+    role = message.get("role")
+    return (isinstance(role, str) and role in ROLES
             and isinstance(message.get("content"), (str, list)))
 
 
@@ -2402,40 +2405,40 @@ def rule_tool_pairs(body: Body, setting: bool) -> Body:
     repaired: list = []
     answered: set[str] = set()
     open_calls: list[str] = []
-    for turn in turns_of(messages):
-        role = turn[0]["role"] if is_message(turn[0]) else ""
+    for role, turn in turns_of(messages):
         if role == "user":
             turn = paired_turn(turn, open_calls, answered)
         elif role and open_calls:
             repaired.append({"role": "user", "content": missing_results(open_calls)})
         answered.update(open_calls)
-        open_calls = calls_of(turn)
+        open_calls = calls_of(turn) if role == "assistant" else []
         repaired.extend(turn)
     same = len(repaired) == len(messages) and all(
         new is old for new, old in zip(repaired, messages))
     return with_messages(body, messages if same else repaired)
 
 
-def turns_of(messages: list) -> Iterator[list]:
-    """Runs of neighbours of one role; what is not understood stands alone."""
+def turns_of(messages: list) -> Iterator[tuple[str, list]]:
+    """Runs of neighbours of one role, with it; what is not understood stands alone, as ""."""
     turn: list = []
+    turn_role = ""
     for message in messages:
-        same = turn and is_message(message) and is_message(turn[-1]) and (
-            turn[-1]["role"] == message["role"])
-        if turn and not same:
-            yield turn
+        role = message["role"] if is_message(message) else ""
+        if turn and (role != turn_role or not role):
+            yield turn_role, turn
             turn = []
         turn.append(message)
+        turn_role = role
     if turn:
-        yield turn
+        yield turn_role, turn
 
 
 def calls_of(turn: list) -> list[str]:
     """The ids of an assistant turn's tool_use blocks, in order, each once."""
     found = []
     for message in turn:
-        if is_message(message) and message["role"] == "assistant":
-            found.extend(block["id"] for block in blocks_of(message)
+        if isinstance(message["content"], list):
+            found.extend(block["id"] for block in message["content"]
                          if block_type(block) == "tool_use" and isinstance(block.get("id"), str))
     return list(dict.fromkeys(found))
 
@@ -2500,24 +2503,22 @@ def rule_cache_control(body: Body, setting: str) -> Body:
     """``keep``: goes only where it is always refused; ``strip``: goes everywhere."""
     if setting == "strip":
         return strip_marks(body)
-    body = each_message(body, lambda message: changed_blocks(message, unmarked_if_refused))
     marked = marked_places(body)
+    refused = [block for block in marked if refuses_mark(block)]
+    rest = [block for block in marked if not refuses_mark(block)]
     automatic = 1 if isinstance(body.get("cache_control"), dict) else 0
-    surplus = len(marked) + automatic - MAX_CACHE_MARKS
+    surplus = len(rest) + automatic - MAX_CACHE_MARKS
     # The earliest of the messages go first, tools and system last.
-    doomed = {id(block) for block in marked[:max(0, surplus)]}
+    doomed = {id(block) for block in refused + rest[:max(0, surplus)]}
     if not doomed:
         return body
     return each_marked(body, lambda block: (
         without(block, "cache_control") if id(block) in doomed else block))
 
 
-def unmarked_if_refused(block: Any) -> Any:
-    """A block without its mark where a mark is always refused: thinking and empty text."""
-    if isinstance(block, dict) and "cache_control" in block and (
-            block_type(block) in THINKING_TYPES or is_blank_text(block)):
-        return without(block, "cache_control")
-    return block
+def refuses_mark(block: dict) -> bool:
+    """Whether a mark is always refused on a block: on thinking and on empty text."""
+    return block_type(block) in THINKING_TYPES or is_blank_text(block)
 
 
 def strip_marks(body: Body) -> Body:
@@ -2553,24 +2554,24 @@ def each_marked(body: Body, change: Callable[[Any], Any]) -> Body:
 def marked_places(body: Body) -> list:
     """Everything that bears a mark, in the order in which marks are given up."""
     found: list = []
-
-    def note(block: Any) -> Any:
-        if isinstance(block, dict) and block.get("cache_control") is not None:
-            found.append(block)
-        return block
-
-    each_message(body, lambda message: changed_blocks(message, lambda block: note_deep(block, note)))
-    for key in ("system", "tools"):
-        if isinstance(body.get(key), list):
-            mapped_list(body[key], note)
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if is_message(message) and isinstance(message["content"], list):
+            for block in message["content"]:
+                if block_type(block) == "tool_result":
+                    note_marks(block.get("content"), found)
+                if isinstance(block, dict) and block.get("cache_control") is not None:
+                    found.append(block)
+    note_marks(body.get("system"), found)
+    note_marks(body.get("tools"), found)
     return found
 
 
-def note_deep(block: Any, note: Callable[[Any], Any]) -> Any:
-    """Look at a block and, in a tool result, at the blocks within."""
-    if block_type(block) == "tool_result" and isinstance(block.get("content"), list):
-        mapped_list(block["content"], note)
-    return note(block)
+def note_marks(items: Any, found: list) -> None:
+    """Add those of a list's objects that bear a mark."""
+    if isinstance(items, list):
+        found.extend(item for item in items
+                     if isinstance(item, dict) and item.get("cache_control") is not None)
 
 
 # The order matters: what one rule leaves behind the next ones may pair or join, and
@@ -7221,6 +7222,11 @@ class Gateway:
         upstream = self._transport.connections()
         return dict(self._servers[-1][0].counts(), leases=self._engine.accounts.in_flight(),
                     upstream_active=upstream["active"], upstream_idle=upstream["idle"])
+
+    def local_answers(self) -> dict[str, tuple[int, int]]:
+        """What was answered without an upstream, by route: (requests, tokens saved)."""
+        assert self._engine is not None
+        return self._engine.records.local_answers()
 
     def records(self, limit: int = RECORDS_KEPT) -> list[dict]:
         """The newest request records, the newest first; shapes as RequestRecord.FIELDS."""

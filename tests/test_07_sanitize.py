@@ -336,7 +336,7 @@ def flat(messages):
 def broken_rules(messages):
     """The Messages rules (openai-mapping.md, section 3) that a conversation breaks."""
     found, open_calls = [], set()
-    for index, turn in enumerate(gw.turns_of(messages)):
+    for index, (_, turn) in enumerate(gw.turns_of(messages)):
         blocks = [block for message in turn for block in gw.blocks_of(message)]
         results = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
         if len(results) != len(set(results)) or not set(results) <= open_calls:
@@ -477,14 +477,17 @@ class SpellingTest(unittest.TestCase):
 
     def test_cost_is_told(self):
         """Contract: a clean 1 MB conversation under 15 ms, with one message edited under 40."""
-        messages = [user(text("word " * 60)) if at % 2 else assistant(text("word " * 60))
-                    for at in range(3000)]
-        clean = json.dumps(body_of(*messages)).encode("ascii")
-        messages[10]["content"].append(text(" "))
-        dirty = json.dumps(body_of(*messages)).encode("ascii")
-        for name, data in (("clean", clean), ("one message edited", dirty)):
-            best = min(self.seconds_of(data) for _ in range(3))
-            print("sanitizing %.2f MB, %s: %.1f ms" % (len(data) / 1e6, name, best * 1000))
+        print()
+        for count, words in ((500, 400), (3000, 60)):
+            messages = [user(text("word " * words)) if at % 2 else assistant(text("word " * words))
+                        for at in range(count)]
+            clean = json.dumps(body_of(*messages)).encode("ascii")
+            messages[10]["content"].append(text(" "))
+            dirty = json.dumps(body_of(*messages)).encode("ascii")
+            for name, data in (("clean", clean), ("one message edited", dirty)):
+                best = min(self.seconds_of(data) for _ in range(5))
+                print("parse, sanitize and spell %.2f MB in %d messages, %s: %.1f ms"
+                      % (len(data) / 1e6, count, name, best * 1000))
 
     def seconds_of(self, data):
         began = time.perf_counter()

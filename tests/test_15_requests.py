@@ -101,6 +101,15 @@ class WarmupTest(RequestCase):
                           {"input_tokens": 1, "output_tokens": 1}))
         self.assertEqual((record["route"], record["saved_tokens"] > 0), ("warmup", True))
 
+    def test_counted_with_what_it_saved(self):
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                for _ in range(2):
+                    post(gateway, saying("Warmup"))
+                support.eventually(lambda: len(gateway.records()) == 2, "the records")
+                count, tokens = gateway.local_answers()["warmup"]
+        self.assertEqual((count, tokens > 2), (2, True))
+
     def test_answered_here_as_six_events(self):
         _, told, _ = self.sent(saying("Warmup", stream=True))
         self.assertEqual(told.header("content-type"), "text/event-stream")
