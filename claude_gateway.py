@@ -2832,12 +2832,12 @@ def with_budget(body: Body) -> Body:
 # There is no public tokenizer for Claude 3 and later; what
 # follows counts weighted lexical pieces.  Against the old public Claude 2
 # tokenizer it errs by -13..+11 % on prose, code and markup of many languages, by
-# up to +27 % on pure Chinese.  Too much is the safe side: clients use the number
-# to decide when to compact a conversation.
+# up to +27 % on pure Chinese and -23 % on base64 in short lines.  Too much is the
+# safe side: clients use the number to decide when to compact a conversation.
 
 # A run of letters this long, without a break, is encoded data as a rule.
 MIN_ENCODED_RUN_CHARS = 200
-# Random base64 by the same tokenizer: 1.41; hex has 1.7.
+# Random base64 by the same tokenizer: 1.41.  Hex has 1.7, so it comes out high.
 ENCODED_CHARS_PER_TOKEN = 1.4
 # Blocks in blocks: a tool_result's content is the deepest that the API knows (2);
 # what lies deeper counts by its JSON text.
@@ -2889,9 +2889,9 @@ ENCODED_RUN = re.compile(
 # Random base64 without a digit in its first 200 characters has odds of 1 to 10^14.
 ENCODED_SIGNS = (re.compile("[0-9]"), re.compile("[A-Za-z]"))
 
-# (major, minor) of the model -> what the weights above are multiplied by.  Claude
-# 2 to 3 is a guess; 4.7 brought a tokenizer with about 30 % more tokens for the
-# same text (Anthropic's migration guide).
+# What the weights above are multiplied by.  The step from Claude 2 to 3 is a guess;
+# 4.7 brought a tokenizer with about 30 % more tokens for the same text (Anthropic's
+# migration guide).  Other vendors' tokenizers are not known; calibration tells.
 NEW_TOKENIZER = (4, 7)
 TEXT_FACTORS = {
     "new": 1.40,
