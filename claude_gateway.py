@@ -187,6 +187,8 @@ MAX_CLIENT_REQUEST_ID = 128
 # The longest id known has 40; it goes into records, log lines and a header.
 MAX_MODEL_CHARS = 512
 MAX_TOLD_CHARS = 100
+# Counts above it are no counts; they would overflow what is computed from them.
+MAX_USAGE_TOKENS = 10 ** 12
 # Requests above it do not calibrate the token estimate: it takes 0.5 s a MB.
 MAX_CALIBRATED_BYTES = 16 * 1024
 # Shorter credentials (local servers take any word) would be found in honest text.
@@ -300,6 +302,20 @@ ERROR_TYPES = {
     529: "overloaded_error",
 }
 
+# The status of an error that comes as an event: the API's own for its type.
+STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
 # Repeating such a request cannot help; Claude Code would try it eleven times in
 # three minutes if it were not told (clients.md, section 6).
 NEVER_RETRIED = frozenset([400, 401, 403, 404, 405, 411, 413, 414, 417, 431])
@@ -400,6 +416,20 @@ class UpstreamStalled(UpstreamBroke):
 
     status = 504
     kind = "stalled"
+
+
+class UpstreamSaidError(UpstreamError):
+    """An ``error`` event where nothing has gone down yet: an answer like any other.
+
+    ``status`` is that of its type, ``body`` the error as the upstream sent it.
+    """
+
+    kind = "broke"
+
+    def __init__(self, status: int, message: str, body: bytes) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
 
 
 class ShuttingDown(UpstreamError):
@@ -652,7 +682,8 @@ class Usage:
             return
         for name, key in self.FIELDS:
             value = usage.get(key)
-            if isinstance(value, int) and not isinstance(value, bool):
+            if isinstance(value, int) and not isinstance(value, bool) and (
+                    0 <= value <= MAX_USAGE_TOKENS):
                 setattr(self, name, value)
 
 
@@ -1475,7 +1506,8 @@ def json_parts(text: str, at: int) -> Iterator[JsonPart]:
     """
     closing = "}" if text[at] == "{" else "]"
     first = at + 1
-    if text[json_space(text, first):][:1] == closing:
+    end = json_space(text, first)
+    if text[end:end + 1] == closing:
         return
     while True:
         start, key = json_space(text, first), None
@@ -1678,7 +1710,9 @@ class Speller:
     def _splice(self, value: Edited) -> str:
         """An object with the text of its origin where its members are the origin's."""
         origin, segments, seen = value.origin, [], set()
-        for part in self.place(origin, self._starts[id(origin)]):
+        # Of a key that stands twice the last one counts, as it does in the value.
+        last = {part.key: part for part in self.place(origin, self._starts[id(origin)])}
+        for part in last.values():
             assert part.key is not None
             if part.key not in value:
                 continue
@@ -2173,6 +2207,7 @@ NOTE_DOUBLE_RESULT = "(second result of one call left out)"
 NOTE_SYSTEM = "[System note]"
 MAX_CACHE_MARKS = 4
 THINKING_TYPES = ("thinking", "redacted_thinking")
+RESULT_TYPES = ("tool_result", "mcp_tool_result")
 ROLES = ("user", "assistant", "system")
 
 Body = Dict[str, Any]
@@ -2357,13 +2392,15 @@ def rule_merge_roles(body: Body, setting: bool) -> Body:
     messages = body.get("messages")
     if not setting or not isinstance(messages, list):
         return body
-    merged: list = []
+    runs: list[list] = []
     for message in messages:
-        if merged and may_merge(merged[-1], message):
-            merged[-1] = merged_messages(merged[-1], message)
+        if runs and may_merge(runs[-1][-1], message):
+            runs[-1].append(message)
         else:
-            merged.append(message)
-    return with_messages(body, messages if len(merged) == len(messages) else merged)
+            runs.append([message])
+    if len(runs) == len(messages):
+        return body
+    return with_messages(body, [run[0] if len(run) == 1 else merged_run(run) for run in runs])
 
 
 def may_merge(first: Any, second: Any) -> bool:
@@ -2372,12 +2409,21 @@ def may_merge(first: Any, second: Any) -> bool:
             and first["role"] != "system" and set(first) == set(second) == {"role", "content"})
 
 
-def merged_messages(first: dict, second: dict) -> dict:
-    """Two strings join with a blank line, else their blocks in order, tool results first."""
-    if isinstance(first["content"], str) and isinstance(second["content"], str):
-        return edited(first, content=first["content"] + "\n\n" + second["content"])
-    blocks = blocks_of(first) + blocks_of(second)
-    return edited(first, content=results_first(blocks))
+def merged_run(run: list) -> dict:
+    """Strings join with a blank line, else the blocks in order, tool results first.
+
+    Each run once, not two by two: that would be quadratic.
+    """
+    strings = 0
+    while strings < len(run) and isinstance(run[strings]["content"], str):
+        strings += 1
+    words = "\n\n".join(message["content"] for message in run[:strings])
+    if strings == len(run):
+        return edited(run[0], content=words)
+    blocks = [text_block(words)] if strings else []
+    for message in run[strings:]:
+        blocks.extend(blocks_of(message))
+    return edited(run[0], content=results_first(blocks))
 
 
 def results_first(blocks: list) -> list:
@@ -2405,14 +2451,20 @@ def rule_tool_pairs(body: Body, setting: bool) -> Body:
     repaired: list = []
     answered: set[str] = set()
     open_calls: list[str] = []
+    behind_calls = 0
     for role, turn in turns_of(messages):
+        if role not in ("user", "assistant"):
+            # A system message may stand between; what is not understood is left alone.
+            repaired.extend(turn)
+            continue
         if role == "user":
             turn = paired_turn(turn, open_calls, answered)
-        elif role and open_calls:
-            repaired.append({"role": "user", "content": missing_results(open_calls)})
+        elif open_calls:
+            repaired.insert(behind_calls, {"role": "user", "content": missing_results(open_calls)})
         answered.update(open_calls)
         open_calls = calls_of(turn) if role == "assistant" else []
         repaired.extend(turn)
+        behind_calls = len(repaired)
     same = len(repaired) == len(messages) and all(
         new is old for new, old in zip(repaired, messages))
     return with_messages(body, messages if same else repaired)
@@ -2446,12 +2498,13 @@ def calls_of(turn: list) -> list[str]:
 def paired_turn(turn: list, open_calls: Sequence[str], answered: set[str]) -> list:
     """A user turn whose results are those of ``open_calls``, each once, none missing."""
     seen: set[str] = set()
+    wanted = frozenset(open_calls)
 
     def paired(block: Any) -> Any:
         if block_type(block) != "tool_result" or not isinstance(block.get("tool_use_id"), str):
             return block
         call = block["tool_use_id"]
-        if call in open_calls and call not in seen:
+        if call in wanted and call not in seen:
             seen.add(call)
             return block
         if call in seen or call in answered:
@@ -2542,7 +2595,7 @@ def each_marked(body: Body, change: Callable[[Any], Any]) -> Body:
 
     def deep(block: Any) -> Any:
         block = change(block)
-        if block_type(block) == "tool_result" and isinstance(block.get("content"), list):
+        if block_type(block) in RESULT_TYPES and isinstance(block.get("content"), list):
             content = mapped_list(block["content"], change)
             if content is not block["content"]:
                 return edited(block, content=content)
@@ -2558,7 +2611,7 @@ def marked_places(body: Body) -> list:
     for message in messages if isinstance(messages, list) else ():
         if is_message(message) and isinstance(message["content"], list):
             for block in message["content"]:
-                if block_type(block) == "tool_result":
+                if block_type(block) in RESULT_TYPES:
                     note_marks(block.get("content"), found)
                 if isinstance(block, dict) and block.get("cache_control") is not None:
                     found.append(block)
@@ -2581,8 +2634,8 @@ SANITIZE_RULES: Mapping[str, Callable[[Body, Any], Body]] = {
     "thinking": rule_thinking,
     "empty_text": rule_empty_text,
     "tool_pairs": rule_tool_pairs,
-    "merge_roles": rule_merge_roles,
     "cache_control": rule_cache_control,
+    "merge_roles": rule_merge_roles,
 }
 # What a setting may be; a boolean where there is no list.
 SANITIZE_CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -2665,7 +2718,9 @@ def is_warmup(messages: Sequence[Any]) -> bool:
         if block_type(block) != "text" or not isinstance(block.get("text"), str):
             return False
         text = block["text"].strip()
-        if not (text.startswith(REMINDER[0]) and text.endswith(REMINDER[1])):
+        one_reminder = text.startswith(REMINDER[0]) and (
+            text.find(REMINDER[1]) == len(text) - len(REMINDER[1]))
+        if not one_reminder:
             texts.append(text)
     return texts == ["Warmup"]
 
@@ -2801,7 +2856,7 @@ def with_thinking(body: Body, model: str) -> Body:
     """A body that asks for thinking in the way of a model's generation.
 
     A client's own ``thinking`` wins; a forced tool keeps thinking off where the
-    two are refused together.
+    two are refused together, and so does what refuses a budget.
     """
     generation = model_generation(model)
     if generation is None or generation < FIRST_THINKING or "thinking" in body:
@@ -2810,11 +2865,30 @@ def with_thinking(body: Body, model: str) -> Body:
     forced = isinstance(choice, dict) and choice.get("type") in ("any", "tool")
     if forced and generation <= LAST_WITH_SAMPLING:
         return body
+    if generation <= LAST_WITH_BUDGET and refuses_budget(body):
+        return body
     if generation <= LAST_WITH_SAMPLING:
         body = {key: value for key, value in body.items() if key not in SAMPLING_FIELDS}
     if generation > LAST_WITH_BUDGET:
         return dict(body, thinking={"type": "adaptive"})
     return with_budget(body)
+
+
+def refuses_budget(body: Body) -> bool:
+    """Whether manual thinking would be refused: beside a prefill, within a tool loop that
+    began without thinking, or where no answer is wanted (openai-mapping.md 5.2)."""
+    messages = body["messages"] if isinstance(body.get("messages"), list) else []
+    if body.get("max_tokens") == 0:
+        return True
+    if not messages or not is_message(messages[-1]):
+        return False
+    if messages[-1]["role"] == "assistant":
+        return True
+    answers = any(block_type(block) == "tool_result" for block in blocks_of(messages[-1]))
+    before = next((message for message in reversed(messages)
+                   if is_message(message) and message["role"] == "assistant"), None)
+    return answers and before is not None and not any(
+        block_type(block) in THINKING_TYPES for block in blocks_of(before))
 
 
 def with_budget(body: Body) -> Body:
@@ -4263,7 +4337,7 @@ def candidate_providers(config: Config, model: str) -> list[Provider]:
         best = max(globs, key=lambda glob: (glob == model, literal_count(glob)))
         by_name = {provider.name: provider for provider in enabled}
         return [by_name[name] for name in config.routing.models[best] if name in by_name]
-    stem = split_thinking(model)[0]
+    stem = model[:-len(THINKING_SUFFIX)] if model.endswith(THINKING_SUFFIX) else model
     return [provider for provider in enabled
             if provider.knows(model) or provider.knows(stem)] or enabled
 
@@ -5630,12 +5704,12 @@ def prepared(
     used instead of the provider's own setting of that rule.
     """
     before, asked, edits = body, body["model"], []
-    listed = asked in provider.models or provider.mapped(asked) is not None
-    stem, wants_thinking = (asked, False) if listed else split_thinking(asked)
-    if wants_thinking:
-        body = with_thinking(body, stem)
-        edits.append("thinking_suffix")
+    stem, wants_thinking = stem_for(provider, asked)
     model = provider.upstream_model(stem)
+    if wants_thinking:
+        # What the model that answers takes, where that can be told.
+        body = with_thinking(body, stem if model_generation(model) is None else model)
+        edits.append("thinking_suffix")
     if model != asked:
         body = dict(body, model=model)
         edits.append("model")
@@ -5653,6 +5727,22 @@ def prepared(
         edits.append("collect")
     betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
     return Prepared(document.spelled(body), model, (*edits, *rules), collects, betas)
+
+
+def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
+    """An id without a suffix that asks a provider for thinking, and whether it had it.
+
+    An id that the provider lists or maps by name is called so.  Beside Claude's
+    own ids the suffix works on names that are mapped to one of them.
+    """
+    if asked in provider.models or asked in provider.model_map:
+        return asked, False
+    stem, had_it = split_thinking(asked)
+    alias = asked[:-len(THINKING_SUFFIX)] if asked.endswith(THINKING_SUFFIX) else ""
+    mapped = provider.mapped(alias) if alias and not had_it else None
+    if mapped is not None and model_generation(mapped) is not None:
+        return alias, True
+    return stem, had_it
 
 
 def asks_above(body: Body, limit: int) -> bool:
@@ -5836,11 +5926,11 @@ class Engine:
 
     def _observe(self, exchange: Exchange, ended: str) -> None:
         record = exchange.record
-        self._learn(exchange)
         record.ended = ended or record.ended
         record.seconds = self._monotonic() - exchange.began
         self.records.observe(record)
         self._log.record(record)
+        self._learn(exchange)
 
     # -- answered here
 
@@ -5912,15 +6002,26 @@ class Engine:
             model = background
             exchange.edits.append("background_model")
         providers = candidate_providers(self.config, model)
-        if counts and providers and providers[0].count_tokens == "estimate":
-            return self._answer_estimate(exchange)
         collect = "never" if counts else self.config.stream.collect
-        bodies = {provider.name: prepared(document, body, provider, collect)
+        bodies = {provider.name: self._prepared(document, body, provider, collect)
                   for provider in providers}
-        response = self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
-        if counts and has_no_count(response):
-            return self._answer_estimate(exchange)
-        return response
+        if not counts:
+            return self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
+        counted_as = bodies[providers[0].name].model if providers else model
+        counting = [provider for provider in providers if provider.count_tokens == "upstream"]
+        if providers and not counting:
+            return self._answer_estimate(exchange, counted_as)
+        response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
+        return self._answer_estimate(exchange, counted_as) if has_no_count(response) else response
+
+    @staticmethod
+    def _prepared(document: JsonDocument, body: Body, provider: Provider, collect: str,
+                  thinking: str = "") -> Prepared:
+        """See :func:`prepared`; JSON so deep that it parsed only just is the client's fault."""
+        try:
+            return prepared(document, body, provider, collect, thinking)
+        except RecursionError:
+            raise RequestError(400, "invalid JSON: the JSON is nested too deeply") from None
 
     def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
         """Contract section 7: a message that says OK, as JSON or as six events."""
@@ -5933,10 +6034,10 @@ class Engine:
         return HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS, *headers],
                             iter(message_events(message)))
 
-    def _answer_estimate(self, exchange: Exchange) -> HttpResponse:
+    def _answer_estimate(self, exchange: Exchange, model: str) -> HttpResponse:
         """Our own count, marked as such; never 0."""
         assert exchange.document is not None
-        tokens = self._estimate(exchange.document.values())
+        tokens = self._estimate(dict(exchange.document.values(), model=model))
         return json_response(200, {"input_tokens": tokens}, [("X-Gateway-Estimated", "true")])
 
     def _estimate(self, body: Body) -> int:
@@ -5954,8 +6055,9 @@ class Engine:
         usage, document = exchange.record.usage, exchange.document
         real = usage.input + usage.cache_read + usage.cache_write
         if document is not None and real and len(document.data) <= MAX_CALIBRATED_BYTES:
-            self._calibration.observe(exchange.record.mapped_model,
-                                      estimate_tokens(document.values()), real)
+            model = exchange.record.mapped_model
+            values = dict(document.values(), model=model)
+            self._calibration.observe(model, estimate_tokens(values), real)
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
@@ -5998,9 +6100,11 @@ class Engine:
             tried.append(lease)
             result = self._attempt(exchange, plan, lease)
             if isinstance(result, HttpResponse) and self._may_repair(exchange, result):
-                plan = self._without_thinking(exchange, plan, lease)
-                self.accounts.take(lease)
-                result = self._attempt(exchange, plan, lease)
+                again = self._without_thinking(exchange, plan, lease)
+                if again is not plan:
+                    plan = again
+                    self.accounts.take(lease)
+                    result = self._attempt(exchange, plan, lease)
             if isinstance(result, HttpResponse):
                 return result
             failures.append(result)
@@ -6021,11 +6125,21 @@ class Engine:
                 and refuses_signature(response.body))
 
     def _without_thinking(self, exchange: Exchange, plan: Plan, lease: Lease) -> Plan:
-        """The plan with all thinking blocks left out for one provider."""
+        """The plan with all thinking blocks left out for one provider; the same if it had none.
+
+        A tool loop without its thinking blocks is refused while thinking is asked
+        for by a budget: then that goes, too.
+        """
         assert exchange.document is not None
-        exchange.edits.append("thinking_signature")
         body = dict(exchange.document.values(), model=plan.model)
-        again = prepared(exchange.document, body, lease.provider, self.config.stream.collect, "drop")
+        asked = body.get("thinking")
+        if isinstance(asked, dict) and asked.get("type") == "enabled":
+            body = without_key(body, "thinking")
+        again = self._prepared(exchange.document, body, lease.provider,
+                               self.config.stream.collect, "drop")
+        if again.body == plan.bodies[lease.provider.name].body or "thinking" not in again.edits:
+            return plan
+        exchange.edits.append("thinking_signature")
         return plan._replace(bodies=dict(plan.bodies, **{lease.provider.name: again}))
 
     def _attempt(self, exchange: Exchange, plan: Plan,
@@ -6056,6 +6170,15 @@ class Engine:
             finally:
                 if not taken_over:
                     upstream.close()
+        except UpstreamSaidError as error:
+            outcome = Outcome("answer", error.status, False, lease.account is None)
+            response = HttpResponse(error.status, [("Content-Type", "application/json")],
+                                    masked(lease, error.body))
+            decision = decide(outcome)
+            if decision.action != "relay":
+                return Failure(lease, decision, None, response)
+            response.headers.extend(told_of(exchange, lease))
+            return response
         except UpstreamError as error:
             outcome = Outcome(error.kind, repeatable=plan.repeatable)
             return Failure(lease, decide(outcome), error)
@@ -6152,7 +6275,7 @@ class Engine:
         if not (is_stream or is_head) and (plan.whole or upstream.status >= 400):
             body = read_at_most(upstream, MAX_COLLECTED_BYTES)
             if plan.whole and upstream.status < 300:
-                exchange.record.usage.update(checked_answer(upstream.headers, body).get("usage"))
+                note_answer(exchange.record, checked_answer(upstream.headers, body))
             response = whole_answer(lease, upstream, body)
             response.headers.extend(told_of(exchange, lease))
             return response
@@ -6188,11 +6311,9 @@ class Engine:
                 break
             collector.feed(data)
             if collector.error is not None:
-                error = collector.error.get("error")
-                kind = error.get("type") if isinstance(error, dict) else "error"
-                raise UpstreamBroke("the upstream's stream ended in %s" % str(kind)[:MAX_TOLD_CHARS])
+                raise said_error(collector.error)
         message = collector.message()
-        exchange.record.usage.update(message.get("usage"))
+        note_answer(exchange.record, message)
         try:
             text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         except (ValueError, RecursionError) as error:
@@ -6304,6 +6425,13 @@ def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provi
     return [provider for provider in providers if provider.accounts or provider in chosen]
 
 
+def note_answer(record: RequestRecord, message: Mapping[str, Any]) -> None:
+    """Write into the record what a whole answer tells."""
+    record.usage.update(message.get("usage"))
+    reason = message.get("stop_reason")
+    record.stop_reason = reason[:MAX_TOLD_CHARS] if isinstance(reason, str) else ""
+
+
 def outcome_of(upstream: UpstreamResponse, lease: Lease, plan: Plan) -> Outcome:
     """What a response head means to the retry policy."""
     return Outcome("answer", upstream.status,
@@ -6348,10 +6476,33 @@ def masked(lease: Lease, data: bytes) -> bytes:
     return data.replace(secret, b"*" * len(secret)) if secret else data
 
 
+def said_error(event: Mapping[str, Any]) -> UpstreamSaidError:
+    """The error in the ``error`` event of a stream that was to be collected."""
+    error = event.get("error")
+    kind = error.get("type") if isinstance(error, dict) else None
+    status = STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
+    body = json.dumps(dict({"type": "error", "error": {}}, **event)).encode("ascii")
+    return UpstreamSaidError(status, "the upstream's stream ended in an error", body)
+
+
 def has_no_count(response: HttpResponse) -> bool:
-    """Whether an upstream says that it does not count tokens, and not that it lacks the model."""
-    return response.status in (404, 405, 501) and isinstance(response.body, bytes) and (
-        b"model" not in response.body.lower())
+    """Whether an upstream does not count tokens: it says so, or its count is none.
+
+    A 404 whose message names the model is about the model.
+    """
+    try:
+        value = json.loads(bytes(response.body).decode("utf-8")) if isinstance(
+            response.body, bytes) else None
+    except (ValueError, RecursionError):
+        value = None
+    value = value if isinstance(value, dict) else {}
+    if response.status < 300:
+        tokens = value.get("input_tokens")
+        return not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= 0
+    error = value.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    names_model = isinstance(message, str) and "model" in message.lower()
+    return response.status in (404, 405, 501) and not names_model
 
 
 def refuses_signature(body: Any) -> bool:

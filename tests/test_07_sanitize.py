@@ -164,6 +164,12 @@ class MergeRolesTest(RuleCase):
         self.check(True, [user("a"), user(text("b"), result("t")), assistant("c")],
                    [user(result("t"), text("a"), text("b")), assistant("c")])
 
+    def test_long_runs_cost_what_they_hold(self):
+        """8,000 neighbours took 5 s when they were merged two by two."""
+        many = [user(text("a")) for _ in range(8000)]
+        body = apply("merge_roles", True, *many)
+        self.assertEqual(len(body["messages"][0]["content"]), 8000)
+
     def test_messages_with_more_keys_and_system_stay_apart(self):
         self.same(True, user("a"), dict(user("b"), name="n"), system(text("s")), system(text("t")))
 
@@ -196,6 +202,12 @@ class ToolPairsTest(RuleCase):
         self.check(True, [assistant(use("1")), system(text("s")), assistant("b")],
                    [assistant(use("1")), user(*self.missing("1")), system(text("s")),
                     assistant("b")])
+
+    def test_what_stands_between_call_and_result_does_not_part_them(self):
+        effort = system(output_config={"effort": "low"})
+        odd = {"role": "developer", "content": "x"}
+        for between in (effort, system(text("s")), odd, None):
+            self.same(True, assistant(use("1")), between, user(result("1", "REAL")), assistant("b"))
 
     def test_neighbours_of_one_role_are_one_turn(self):
         self.same(True, assistant(use("1")), assistant(use("2")), user(result("1")),
@@ -478,7 +490,7 @@ class SpellingTest(unittest.TestCase):
     def test_cost_is_told(self):
         """Contract: a clean 1 MB conversation under 15 ms, with one message edited under 40."""
         print()
-        for count, words in ((500, 400), (3000, 60)):
+        for count, words in ((500, 400), (3000, 60), (5000, 400)):
             messages = [user(text("word " * words)) if at % 2 else assistant(text("word " * words))
                         for at in range(count)]
             clean = json.dumps(body_of(*messages)).encode("ascii")
@@ -541,6 +553,9 @@ class WarmupTest(unittest.TestCase):
             ("older", [user("Warmup"), assistant("OK"), user("hi")], False),
             ("assistant's", [user("hi"), assistant("Warmup")], False),
             ("system's", [user("hi"), system(text("Warmup"))], False),
+            ("words between two reminders", [user(text(
+                "<system-reminder>a</system-reminder>do it<system-reminder>b</system-reminder>"),
+                text("Warmup"))], False),
             ("odd block", [user(None, text("Warmup"))], False),
             ("no content", [{"role": "user"}], False),
         ]
@@ -634,6 +649,16 @@ class ThinkingSuffixTest(unittest.TestCase):
         for model, stays in [("claude-opus-4-6", False), ("claude-opus-4-8", True)]:
             after = gw.with_thinking(self.body(**sampling), model)
             self.assertEqual("temperature" in after, stays)
+
+    def test_not_beside_what_refuses_a_budget(self):
+        loop = [user("a"), assistant(use("1")), user(result("1"))]
+        table = [([user("a"), assistant("{")], False), (loop, False), ([user("a")], True),
+                 ([user("a"), assistant(thought(), use("1")), user(result("1"))], True)]
+        for messages, expected in table:
+            for model, always in (("claude-opus-4-5", False), ("claude-opus-5", True)):
+                after = gw.with_thinking(self.body(messages=messages), model)
+                self.assertEqual("thinking" in after, expected or always)
+        self.assertNotIn("thinking", gw.with_thinking(self.body(max_tokens=0), "claude-opus-4-5"))
 
     def test_clients_word_and_forced_tools_win(self):
         own = self.body(thinking={"type": "disabled"})

@@ -139,6 +139,20 @@ class ModelTest(RequestCase):
         body, _, record = self.sent(saying("hi", model=listed[0]), models=listed)
         self.assertEqual((body["model"], record["edits"]), (listed[0], []))
 
+    def test_thinking_is_asked_of_the_model_that_answers(self):
+        table = [
+            ({"claude-sonnet-4-5": "claude-opus-5-5"}, "claude-sonnet-4-5", {"type": "adaptive"}),
+            ({"claude-opus-*": "claude-sonnet-4-5"}, "claude-opus-5-5",
+             {"type": "enabled", "budget_tokens": 1024}),
+            ({"fast": "claude-opus-5-5"}, "fast", {"type": "adaptive"}),
+            ({"claude-*": "glm-4.6"}, "claude-opus-5", {"type": "adaptive"}),
+        ]
+        for model_map, model, thinking in table:
+            with self.subTest(model):
+                body, _, _ = self.sent(saying("hi", model=model + "-thinking", max_tokens=1100),
+                                       model_map=model_map)
+                self.assertEqual(body["thinking"], thinking)
+
     def test_suffix_then_map(self):
         body, _, _ = self.sent(saying("hi", model="claude-opus-5-thinking"),
                                model_map={"claude-opus-*": "big", "*-thinking-x": "no"})
@@ -190,13 +204,23 @@ class CollectTest(RequestCase):
         events = support.stream_events("Hello")
         failing = support.sse_event(dict(support.error_body("overloaded_error", "busy"),
                                          type="error"))
-        table = {"cut": support.stream_response(events[:-1]),
-                 "error": support.stream_response([*events[:3], failing])}
-        for name, answer in table.items():
+        table = {"cut": (support.stream_response(events[:-1]), 502),
+                 "error": (support.stream_response([*events[:3], failing]), 529)}
+        for name, (answer, status) in table.items():
             with self.subTest(name):
                 _, told, _ = self.sent(saying("hi"), answer=answer, accounts=("a", "b"),
                                        settings={"stream": {"collect": "always"}})
-                self.assertEqual((told.status, len(self.requests)), (502, 2))
+                self.assertEqual((told.status, len(self.requests)), (status, 2))
+
+    def test_error_event_is_an_answer_of_its_type(self):
+        """Claude Code compacts at "prompt is too long", and must see it as the 400 that it is."""
+        said = dict(support.error_body("invalid_request_error", "prompt is too long: 5 > 4"),
+                    type="error")
+        answer = support.stream_response([support.sse_event(said)])
+        _, told, record = self.sent(saying("hi"), answer=answer, accounts=("a", "b"),
+                                    settings={"stream": {"collect": "always"}})
+        self.assertEqual((told.status, told.json(), len(self.requests)), (400, said, 1))
+        self.assertEqual(told.header("x-gateway-provider"), "anthropic")
 
     def test_an_upstream_that_does_not_stream_is_fine(self):
         _, told, _ = self.sent(saying("hi"), answer=support.json_response(),
@@ -220,6 +244,25 @@ class CountTest(RequestCase):
             _, told, _ = self.sent(saying("hi there"), answer=answer, path=self.PATH)
             self.assertEqual((told.status, told.header("x-gateway-estimated")), (200, "true"))
             self.assertGreater(told.json()["input_tokens"], 0)
+
+    def test_a_count_that_is_none_is_not_passed_on(self):
+        for answer in ({"input_tokens": 0}, {}, {"input_tokens": "9"}):
+            with self.subTest(str(answer)):
+                _, told, _ = self.sent(saying("hi"), answer=support.json_response(answer),
+                                       path=self.PATH)
+                self.assertEqual(told.header("x-gateway-estimated"), "true")
+        error = {"error": {"message": "Invalid URL (POST /count_tokens)", "model": None}}
+        _, told, _ = self.sent(saying("hi"), answer=support.json_response(error, status=404),
+                               path=self.PATH)
+        self.assertEqual(told.header("x-gateway-estimated"), "true")
+
+    def test_odd_usage_neither_teaches_nor_loses_the_record(self):
+        for tokens in (10 ** 400, -5, True, "9"):
+            message = dict(support.message(), usage={"input_tokens": tokens})
+            with self.subTest(str(tokens)[:9]):
+                _, told, record = self.sent(saying("hi"), answer=support.json_response(message))
+                self.assertEqual((told.status, record["input_tokens"], record["ended"]),
+                                 (200, 0, "complete"))
 
     def test_unknown_model_is_the_upstreams_word(self):
         answer = support.json_response(support.error_body("not_found_error", "model: m"), status=404)
@@ -284,6 +327,13 @@ class SignatureTest(RequestCase):
         told, _, requests = self.run_with(**{"User-Agent": "claude-cli/2.1.329 (external, cli)"})
         self.assertEqual((told.status, len(requests)), (400, 1))
 
+    def test_nothing_to_leave_out_is_nothing_to_repair(self):
+        with support.ScriptedUpstream(respond=lambda request: self.REFUSED) as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                self.assertEqual(post(gateway, saying("hi")).status, 400)
+                self.assertEqual(record_of(gateway)["edits"], [])
+            self.assertEqual(len(upstream.requests), 1)
+
     def test_repair_counts_as_an_attempt(self):
         def respond(request):
             if b'"thinking"' in request.body:
@@ -300,6 +350,31 @@ class SignatureTest(RequestCase):
             with running_gateway(provider(upstream)) as gateway:
                 self.assertEqual(post(gateway, self.BODY).status, 400)
             self.assertEqual(len(upstream.requests), 2)
+
+
+class DepthTest(RequestCase):
+
+    def test_no_depth_is_a_500(self):
+        """Near the limit a body parses, but is too deep to be spelled anew from a deeper stack."""
+        statuses = set()
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream, sanitize="strict")) as gateway:
+                for depth in list(range(900, 1000, 3)) + [5000]:
+                    deep = b"[" * depth + b"]" * depth
+                    body = (b'{"model":"m","messages":[{"role":"user","content":['
+                            b'{"type":"text","text":" "},{"type":"text","text":"a"},'
+                            b'{"type":"tool_use","id":"t","input":%b}]}]}' % deep)
+                    statuses.add(post(gateway, body).status)
+        self.assertLessEqual(statuses, {200, 400})
+
+    def test_keys_that_stand_twice_within(self):
+        blank, word = b'{"type":"text","text":" "}', b'{"type":"text","text":"z"}'
+        for first in (b"5", b"[%b,%b,%b]" % (word, word, word)):
+            body = (b'{"model":"m","messages":[{"role":"user","content":%b,"content":[%b,%b]}]}'
+                    % (first, blank, word))
+            sent, told, _ = self.sent(body)
+            self.assertEqual((told.status, sent["messages"][0]["content"]),
+                             (200, [{"type": "text", "text": "z"}]))
 
 
 class CleanTest(unittest.TestCase):
