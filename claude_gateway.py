@@ -15,8 +15,9 @@ thread, reads no environment and opens no socket.
 The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
 and returns values; sockets live in 13 and 16; section 19 alone builds the real
-clocks, openers and servers.  The numbers left out are kept for what is to come:
-14 the OpenAI door and credential renewal, 18 the dashboard's page.
+clocks, openers and servers (and wakes itself by a pair of sockets on signals).
+The numbers left out are kept for what is to come: 14 the OpenAI door and
+credential renewal, 18 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told

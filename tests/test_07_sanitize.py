@@ -513,6 +513,8 @@ class RecordingsTest(unittest.TestCase):
 
     def test_every_recorded_request_passes_the_native_profile_byte_for_byte(self):
         files = sorted(glob.glob(RECORDINGS))
+        if not files:
+            self.skipTest("the recordings of real clients are not beside this repository")
         checked = 0
         for path in files:
             with open(path, encoding="utf-8") as file:
@@ -526,8 +528,7 @@ class RecordingsTest(unittest.TestCase):
             self.assertEqual(edits, [], path)
             self.assertEqual(document.spelled(after), data)
             checked += 1
-        if files:
-            self.assertGreater(checked, 40)
+        self.assertGreater(checked, 40)
 
 
 class WarmupTest(unittest.TestCase):
