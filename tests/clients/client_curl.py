@@ -135,6 +135,56 @@ class CurlTest(harness.ClientTest):
         finished = self.curl(self.gateway_before() + "/healthz")
         self.assertEqual({"status": "ok"}, json.loads(finished.out))
 
+    def test_lists_of_the_source_contracts(self):
+        """CC-Relay's and Antigravity's documents: no key, an OpenAI-shaped list, ids in data[].id."""
+        base_url = self.gateway_before()
+        for path in ("/v1/models", "/v1/models/claude"):
+            listed = json.loads(self.curl(base_url + path).out)
+            self.assertEqual("list", listed["object"])
+            self.assertEqual(
+                (harness.LISTED_MODEL, "model", "anthropic", "anthropic", int),
+                tuple(listed["data"][0][key] for key in ("id", "object", "owned_by", "provider"))
+                + (type(listed["data"][0]["created"]),),
+            )
+        providers = json.loads(self.curl(base_url + "/v1/providers").out)
+        self.assertEqual("list", providers["object"])
+        self.assertEqual(
+            {"name": "anthropic", "type": "anthropic", "base_url": self.upstream.url,
+             "models": [harness.LISTED_MODEL], "active": True},
+            providers["data"][0],
+        )
+        self.assertEqual({"status": "ok"}, json.loads(self.curl(base_url + "/health").out))
+
+    def test_refusals_of_the_source_contracts(self):
+        """CC-Relay's document: the words and types of 401 and 400."""
+        url = self.gateway_before() + "/v1/messages"
+        missing = json.loads(self.curl(url, "--data", "{}").out)
+        self.assertEqual(
+            {"type": "authentication_error", "message": "missing x-api-key header"}, missing["error"]
+        )
+        told = json.loads(self.post(url, b'{"model": "claude-sonnet-4-6"}').out)
+        self.assertEqual(
+            {"type": "invalid_request_error", "message": "Missing required field: messages"}, told["error"]
+        )
+
+    def test_claude_api_prefix_with_a_bare_key(self):
+        """The "Claude client" document: no anthropic-version, no max_tokens, the bare key."""
+        body = (
+            b'{"messages":[{"role":"user","content":"hi"}],"model":"claude-sonnet-4-20250514","stream":true,'
+            b'"system":[{"type":"text","text":"Answer."}]}'
+        )
+        events = stream_events("one two")
+        gateway = self.gateway_before(stream_response(events))
+        finished = self.curl(
+            "--location", "--request", "POST", gateway + "/claude_api/v1/messages",
+            "--header", "Content-Type: application/json", "--header", "anthropic-beta: test",
+            "--header", "Authorization: " + harness.GATEWAY_KEY, "--data-raw", body.decode(),
+        )
+        self.assertEqual(b"".join(events), finished.out)
+        self.assert_upstream_got(body)
+        sent = self.upstream.requests[0]
+        self.assertEqual(("2023-06-01", "test"), (sent.header("anthropic-version"), sent.header("anthropic-beta")))
+
     def test_start_up_probe(self):
         """curl -I complains of any body that follows the head."""
         head = self.curl("-I", self.gateway_before() + "/api/hello").text
