@@ -7443,10 +7443,11 @@ def find_config_file(option: Optional[str], environ: Mapping[str, str]) -> Optio
     named = option or environ.get("CLAUDE_GATEWAY_CONFIG")
     if named:
         return named
+    home = environ.get("HOME")
     if os.name == "nt":
         folder = environ.get("APPDATA", "")
     else:
-        folder = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", ""), ".config")
+        folder = environ.get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if home else "")
     candidates_in_order = [os.path.join(".", CONFIG_NAME)]
     if folder:
         candidates_in_order.append(os.path.join(folder, "claude_gateway", "config.json"))

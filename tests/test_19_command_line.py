@@ -208,6 +208,15 @@ class FindConfigFileTest(FolderTest):
         path = self.write(os.path.join(self.home, ".config", "claude_gateway", "config.json"), {})
         self.assertEqual(self.used(), "configuration: " + path)
 
+    @unittest.skipIf(ON_WINDOWS, "the folder there is APPDATA")
+    def test_without_a_home_the_working_folder_is_not_one(self):
+        self.assertIsNone(gw.find_config_file(None, {}))
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        self.write(os.path.join(".config", "claude_gateway", "config.json"), {})
+        os.chdir(self.work)
+        self.assertIsNone(gw.find_config_file(None, {}))
+
     def test_a_named_file_must_exist(self):
         for arguments, environ in ((["--config", "no.json"], {}),
                                    ([], {"CLAUDE_GATEWAY_CONFIG": "no.json"})):
