@@ -96,6 +96,7 @@ import zlib
 from functools import partial
 from typing import Any
 from typing import Callable
+from typing import Container
 from typing import Dict
 from typing import Iterable
 from typing import Iterator
@@ -1167,7 +1168,7 @@ def upstream_headers(
     result.extend(unsent)
     for pairs in replaced.values():
         result.extend(pairs)
-    return [pair for pair in result if pair[0].lower() not in own] + list(extra)
+    return pairs_without(result, own) + list(extra)
 
 
 def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]:
@@ -1178,8 +1179,16 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
     dropped = named_by_connection(headers) | NOT_DOWNSTREAM | OWN_HEADERS
     if decoded:
         dropped |= {"content-encoding"}
-    return [pair for pair in headers.pairs if pair[0].lower() not in dropped
-            and not pair[0].lower().startswith(NOT_DOWNSTREAM_PREFIXES)]
+    return [pair for pair in pairs_without(headers.pairs, dropped)
+            if not pair[0].lower().startswith(NOT_DOWNSTREAM_PREFIXES)]
+
+
+def pairs_without(
+    pairs: Iterable[tuple[str, str]],
+    names: Container[str],
+) -> list[tuple[str, str]]:
+    """Header pairs less those of some names, which are in lower case."""
+    return [pair for pair in pairs if pair[0].lower() not in names]
 
 
 def is_event_stream(headers: Headers) -> bool:
@@ -1765,6 +1774,24 @@ def parse_message_request(body: bytes) -> JsonDocument:
     return document
 
 
+def json_object(body: bytes) -> Optional[dict]:
+    """The JSON object that a whole answer is, or None: a cut one does not parse."""
+    try:
+        value = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def event_object(event: SseEvent) -> Optional[dict]:
+    """The JSON object in an event's data, or None; within the bounds of a request's."""
+    try:
+        value = JSON_DECODER.decode(event.data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def checked_answer(headers: Headers, body: bytes) -> dict:
     """The object in the body of a 2xx: anything else is a log-in page, or cut.
 
@@ -1773,11 +1800,8 @@ def checked_answer(headers: Headers, body: bytes) -> dict:
     coding = headers.get("content-encoding", "identity").lower()
     if coding not in ("identity", *Inflater.CODINGS):
         return {}
-    try:
-        value = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    value = json_object(body)
+    if value is None:
         raise UpstreamMalformed("upstream answered with something that is not a message")
     return value
 
@@ -1821,12 +1845,7 @@ class StreamTracker:
                 self._look_into(event)
 
     def _look_into(self, event: SseEvent) -> None:
-        try:
-            value = JSON_DECODER.decode(event.data.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            value = {}
+        value = event_object(event) or {}
         if event.type == "error":
             self.complete = True
             error = value.get("error")
@@ -2063,11 +2082,8 @@ class MessageCollector:
     def _parsed(self, event: SseEvent) -> dict:
         if event.type == "message_stop":
             return {}  # its name says it all, and the tracker asks no more of it
-        try:
-            value = JSON_DECODER.decode(event.data.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
+        value = event_object(event)
+        if value is not None:
             return value
         if event.type == "error":
             return {"type": "error"}
@@ -2344,7 +2360,7 @@ def rule_empty_text(body: Body, setting: bool) -> Body:
     if isinstance(system, list):
         left = mapped_list(system, unless_blank)
         if left is not system:
-            body = dict(body, system=left) if left else without_key(body, "system")
+            body = dict(body, system=left) if left else without_keys(body, "system")
     messages = body.get("messages")
     if not isinstance(messages, list):
         return body
@@ -2352,9 +2368,9 @@ def rule_empty_text(body: Body, setting: bool) -> Body:
         without_blank_text(message) if is_message(message) else message)))
 
 
-def without_key(body: Body, name: str) -> Body:
-    """A body without one of its members."""
-    return {key: value for key, value in body.items() if key != name}
+def without_keys(body: Body, *names: str) -> Body:
+    """A body without some of its members."""
+    return {key: value for key, value in body.items() if key not in names}
 
 
 def unless_blank(block: Any) -> Any:
@@ -2583,7 +2599,7 @@ def strip_marks(body: Body) -> Body:
 
     body = each_marked(body, unmarked)
     body = each_message(body, unmarked)
-    return without_key(body, "cache_control") if "cache_control" in body else body
+    return without_keys(body, "cache_control") if "cache_control" in body else body
 
 
 def each_marked(body: Body, change: Callable[[Any], Any]) -> Body:
@@ -2744,18 +2760,29 @@ def message_events(message: Mapping[str, Any]) -> list[bytes]:
     """A message of one text block as the six events of its stream."""
     start = dict(message, content=[], stop_reason=None,
                  usage=dict(message["usage"], output_tokens=0))
-    text = message["content"][0]["text"]
-    events = [
-        {"type": "message_start", "message": start},
-        {"type": "content_block_start", "index": 0, "content_block": text_block("")},
-        {"type": "content_block_delta", "index": 0,
-         "delta": {"type": "text_delta", "text": text}},
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "usage": {"output_tokens": message["usage"]["output_tokens"]},
-         "delta": {"stop_reason": message["stop_reason"], "stop_sequence": None}},
-        {"type": "message_stop"},
-    ]
+    delta = {"type": "text_delta", "text": message["content"][0]["text"]}
+    events = events_of_blocks(start, [(text_block(""), [delta])], message["stop_reason"],
+                              message["usage"]["output_tokens"])
     return [encode_sse_event(event["type"], event) for event in events]
+
+
+def events_of_blocks(
+    start: Mapping[str, Any],
+    blocks: Sequence[tuple[dict, list[dict]]],
+    stop_reason: str,
+    output_tokens: int,
+) -> list[dict]:
+    """The events of a stream of ours: a message's start, its blocks with their deltas, its end."""
+    events: list[dict] = [{"type": "message_start", "message": start}]
+    for index, (block, deltas) in enumerate(blocks):
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+        events.extend({"type": "content_block_delta", "index": index, "delta": delta}
+                      for delta in deltas)
+        events.append({"type": "content_block_stop", "index": index})
+    events.append({"type": "message_delta", "usage": {"output_tokens": output_tokens},
+                   "delta": {"stop_reason": stop_reason, "stop_sequence": None}})
+    events.append({"type": "message_stop"})
+    return events
 
 
 # -- background tasks
@@ -2842,13 +2869,18 @@ MAX_BUDGET_TOKENS = 32000
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 
 
+def without_suffix(model: str) -> str:
+    """An id without the suffix, whosever it is; the id itself where it has none."""
+    return model[:-len(THINKING_SUFFIX)] if model.endswith(THINKING_SUFFIX) else model
+
+
 def split_thinking(model: str) -> tuple[str, bool]:
     """An id without the suffix that asks for thinking, and whether it had it.
 
     Only of Claude's ids: others (kimi-k2-thinking) are called so.
     """
-    stem = model[:-len(THINKING_SUFFIX)]
-    if not model.endswith(THINKING_SUFFIX) or model_generation(stem) is None:
+    stem = without_suffix(model)
+    if stem == model or model_generation(stem) is None:
         return model, False
     return stem, True
 
@@ -2869,7 +2901,7 @@ def with_thinking(body: Body, model: str) -> Body:
     if generation <= LAST_WITH_BUDGET and refuses_budget(body):
         return body
     if generation <= LAST_WITH_SAMPLING:
-        body = {key: value for key, value in body.items() if key not in SAMPLING_FIELDS}
+        body = without_keys(body, *SAMPLING_FIELDS)
     if generation > LAST_WITH_BUDGET:
         return dict(body, thinking={"type": "adaptive"})
     return with_budget(body)
@@ -4338,7 +4370,7 @@ def candidate_providers(config: Config, model: str) -> list[Provider]:
         best = max(globs, key=lambda glob: (glob == model, literal_count(glob)))
         by_name = {provider.name: provider for provider in enabled}
         return [by_name[name] for name in config.routing.models[best] if name in by_name]
-    stem = model[:-len(THINKING_SUFFIX)] if model.endswith(THINKING_SUFFIX) else model
+    stem = without_suffix(model)
     return [provider for provider in enabled
             if provider.knows(model) or provider.knows(stem)] or enabled
 
@@ -5719,7 +5751,7 @@ def prepared(
     refused = [name for name in provider.refused_fields
                if profile["unknown_fields"] and name in body]
     if refused:
-        body = {key: value for key, value in body.items() if key not in refused}
+        body = without_keys(body, *refused)
         rules.append("unknown_fields")
     collects = before.get("stream") is not True and (
         collect == "always" or collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))
@@ -5738,12 +5770,11 @@ def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
     """
     if asked in provider.models or asked in provider.model_map:
         return asked, False
-    stem, had_it = split_thinking(asked)
-    alias = asked[:-len(THINKING_SUFFIX)] if asked.endswith(THINKING_SUFFIX) else ""
-    mapped = provider.mapped(alias) if alias and not had_it else None
+    alias = without_suffix(asked)
+    mapped = provider.mapped(alias) if alias not in ("", asked) else None
     if mapped is not None and model_generation(mapped) is not None:
         return alias, True
-    return stem, had_it
+    return split_thinking(asked)
 
 
 def asks_above(body: Body, limit: int) -> bool:
@@ -6135,7 +6166,7 @@ class Engine:
         body = dict(exchange.document.values(), model=plan.model)
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
-            body = without_key(body, "thinking")
+            body = without_keys(body, "thinking")
         again = self._prepared(exchange.document, body, lease.provider,
                                self.config.stream.collect, "drop")
         if again.body == plan.bodies[lease.provider.name].body or "thinking" not in again.edits:
@@ -6282,8 +6313,7 @@ class Engine:
             return response
         headers = shown_headers(lease, upstream)
         if is_stream:
-            headers = [pair for pair in headers
-                       if pair[0].lower() not in ("cache-control", "x-accel-buffering")]
+            headers = pairs_without(headers, ("cache-control", "x-accel-buffering"))
             headers.extend(STREAM_HEADERS)
         headers.extend(told_of(exchange, lease))
         self._forget_document(exchange)
@@ -6297,7 +6327,6 @@ class Engine:
             self.accounts.release(lease, Outcome("answer", upstream.status))
 
         return HttpResponse(upstream.status, headers, body, length, close)
-
 
     def _collected(self, exchange: Exchange, lease: Lease,
                    upstream: UpstreamResponse) -> HttpResponse:
@@ -6321,8 +6350,7 @@ class Engine:
             # 1e999 is read as infinity, which JSON cannot say.
             raise UpstreamMalformed("the upstream's stream makes no JSON message") from error
         response = whole_answer(lease, upstream, text.encode("ascii"))
-        response.headers = [pair for pair in response.headers
-                            if pair[0].lower() not in ("content-type", "cache-control")]
+        response.headers = pairs_without(response.headers, ("content-type", "cache-control"))
         response.headers.append(("Content-Type", "application/json"))
         response.headers.extend(told_of(exchange, lease))
         return response
@@ -6491,12 +6519,7 @@ def has_no_count(response: HttpResponse) -> bool:
 
     A 404 whose message names the model is about the model.
     """
-    try:
-        value = json.loads(bytes(response.body).decode("utf-8")) if isinstance(
-            response.body, bytes) else None
-    except (ValueError, RecursionError):
-        value = None
-    value = value if isinstance(value, dict) else {}
+    value = (json_object(response.body) if isinstance(response.body, bytes) else None) or {}
     if response.status < 300:
         tokens = value.get("input_tokens")
         return not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= 0
@@ -7105,7 +7128,10 @@ class DemoUpstream:
                                 self._stream(events, name))
         if name in ("cut", "error"):
             raise RequestError(500, "broken off (as you asked)")
-        return json_response(200, demo_message(events), headers)
+        collector = MessageCollector()
+        for event in events:
+            collector.feed(encode_sse_event(event["type"], event))
+        return json_response(200, collector.message(), headers)
 
     def _stream(self, events: Sequence[dict], fault: str) -> Iterator[bytes]:
         """The events word by word; ``cut`` and ``error`` break them off half way."""
@@ -7181,41 +7207,11 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
                         "input": {}},
                        [{"type": "input_json_delta", "partial_json": json.dumps(tool["input"])}]))
     usage = {"input_tokens": demo_tokens(document.data.decode("utf-8")), "output_tokens": 1}
-    events: list[dict] = [{"type": "message_start", "message": {
-        "id": "msg_" + message_id, "type": "message", "role": "assistant",
-        "model": document.get("model"), "content": [], "stop_reason": None,
-        "stop_sequence": None, "usage": usage}}]
-    for index, (block, deltas) in enumerate(blocks):
-        events.append({"type": "content_block_start", "index": index, "content_block": block})
-        events.extend({"type": "content_block_delta", "index": index, "delta": delta}
-                      for delta in deltas)
-        events.append({"type": "content_block_stop", "index": index})
-    events.append({"type": "message_delta", "usage": {"output_tokens": demo_tokens(answer)},
-                   "delta": {"stop_reason": "tool_use" if tool is not None else "end_turn",
-                             "stop_sequence": None}})
-    events.append({"type": "message_stop"})
-    return events
-
-
-def demo_message(events: Sequence[dict]) -> dict:
-    """The same message whole, for a request without a stream."""
-    message = dict(events[0]["message"])
-    content: list[dict] = []
-    for event in events:
-        if event["type"] == "content_block_start":
-            content.append(dict(event["content_block"]))
-        elif event["type"] == "content_block_delta":
-            delta = event["delta"]
-            if delta["type"] == "input_json_delta":
-                content[-1]["input"] = json.loads(delta["partial_json"])
-            else:
-                field = delta["type"][:-len("_delta")]
-                content[-1][field] += delta[field]
-        elif event["type"] == "message_delta":
-            message.update(event["delta"])
-            message["usage"] = dict(message["usage"], **event["usage"])
-    message["content"] = content
-    return message
+    start = {"id": "msg_" + message_id, "type": "message", "role": "assistant",
+             "model": document.get("model"), "content": [], "stop_reason": None,
+             "stop_sequence": None, "usage": usage}
+    return events_of_blocks(start, blocks, "tool_use" if tool is not None else "end_turn",
+                            demo_tokens(answer))
 
 
 # ---- 19. Command line --------------------------------------------------------

@@ -1094,14 +1094,20 @@ class GatewayProcess:
         if self.process is not None:
             if self.process.poll() is None and not self._settled.is_set():
                 self.process.kill()
-            try:
-                self.process.wait(WAIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                # Safe: whoever called is about to raise; only make sure that
-                # no process stays behind.
-                self.process.kill()
-                self.process.wait(WAIT_SECONDS)
-            self._join_drains()
+            # Whoever called is about to raise; only no process must stay behind.
+            self._wait_or_kill()
+
+    def _wait_or_kill(self):
+        """Whether the process ended in time by itself; it has ended afterwards."""
+        in_time = True
+        try:
+            self.process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            in_time = False
+            self.process.kill()
+            self.process.wait(WAIT_SECONDS)
+        self._join_drains()
+        return in_time
 
     def _join_drains(self):
         for thread in self._drains:
@@ -1113,14 +1119,8 @@ class GatewayProcess:
         """SIGTERM, then a bounded wait; return the process's return code."""
         if self.process.poll() is None:
             self.process.terminate()
-        try:
-            self.process.wait(WAIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(WAIT_SECONDS)
-            self._join_drains()
+        if not self._wait_or_kill():
             raise AssertionError("the gateway did not end %s s after SIGTERM\n%s" % (WAIT_SECONDS, self.output()))
-        self._join_drains()
         return self.process.returncode
 
     def __exit__(self, kind, error, trace):
