@@ -28,8 +28,8 @@ credential renewal, 18 the dashboard's page.
     7  Anthropic messages        validation, answers, what a stream tells, the collector
     8  Requests on their way up  sanitizing rules, warm-up, models, the token estimate
     9  Configuration             one table of settings; presets; the frozen Config
-    10 Accounts                  candidates, leases, clients' request rates
-    11 Retry policy              outcome in, decision out, as data
+    10 Retry policy              outcome in, decision out, as data
+    11 Accounts                  states, strategies, conversations, leases, one request's attempts
     12 Records and log           one record a request, one line a record
     13 Upstream transport        urllib.request opener with our own pooling handler
     15 Engine                    routes, the walk of one request, attempts, the relay
@@ -68,13 +68,16 @@ import argparse
 import base64
 import collections
 import datetime
+import email.utils
 import errno
 import fnmatch
 import hashlib
 import hmac
 import http.server
 import json
+import math
 import os
+import random
 import re
 import select
 import selectors
@@ -183,6 +186,29 @@ ACCEPT_PAUSE_SECONDS = 0.1
 # How long the last bytes may take when the process ends.
 LOG_FLUSH_SECONDS = 2.0
 
+# Accounts, numbers of contract section 9.  An upstream that says "in a week" is
+# asked again after half an hour: limits have been lifted before their time.
+MAX_REST_SECONDS = 1800.0
+MODEL_UNKNOWN_SECONDS = 12 * 3600.0
+MAX_UNKNOWN_MODELS = 1000
+RAMP_SECONDS = 30.0
+RAMP_STEP_SECONDS = 0.25
+BACKOFF_SECONDS = 0.5
+# Those that only seem to fail are asked at once where nobody else is ready so soon.
+RATHER_WAIT_SECONDS = 1.0
+# How often one who waits for a free slot, or for the end of a probe, looks again.
+SLOT_LOOK_SECONDS = 0.05
+PROBE_LOOK_SECONDS = 0.25
+STICKY_SECONDS = 3600.0
+# Conversations whose account is remembered: some 300 bytes each, two a conversation.
+MAX_CONVERSATIONS = 20000
+# Names of limits that one answer may tell; Anthropic has eight.
+MAX_LIMITS_COUNT = 16
+# A held stream is let go at these bounds: they are far above what comes before the
+# first content (message_start is 500 bytes), and bound what a broken upstream costs.
+MAX_HELD_EVENTS = 64
+MAX_HELD_BYTES = 1024 * 1024
+
 RECORDS_KEPT = 1000
 LOG_QUEUE_LINES = 10000
 MAX_CLIENT_REQUEST_ID = 128
@@ -196,6 +222,8 @@ MAX_CALIBRATED_BYTES = 16 * 1024
 # Shorter credentials (local servers take any word) would be found in honest text.
 MIN_MASKED_CHARS = 16
 MAX_REMEMBERED_NOTICES = 100
+# An error names no more accounts than a line can hold.
+MAX_NAMED_ACCOUNTS = 8
 MODELS_PAGE_DEFAULT = 1000
 
 ANTHROPIC_VERSION = "2023-06-01"
@@ -375,11 +403,19 @@ class NoUsableAccount(GatewayError):
     status = 502
 
 
+class NobodyReady(GatewayError):
+    """Ours: those who could serve this request rest, longer than it may wait."""
+
+    status = 429
+
+
 class UpstreamError(GatewayError):
     """The upstream's fault; never raised itself.  ``kind`` is the outcome's name."""
 
     status = 502
     kind = "upstream_error"
+    # Seconds that whoever failed asked to wait, where it did.
+    retry_after: Optional[float] = None
 
 
 class UpstreamUnreached(UpstreamError):
@@ -418,20 +454,6 @@ class UpstreamStalled(UpstreamBroke):
 
     status = 504
     kind = "stalled"
-
-
-class UpstreamSaidError(UpstreamError):
-    """An ``error`` event where nothing has gone down yet: an answer like any other.
-
-    ``status`` is that of its type, ``body`` the error as the upstream sent it.
-    """
-
-    kind = "broke"
-
-    def __init__(self, status: int, message: str, body: bytes) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = body
 
 
 class ShuttingDown(UpstreamError):
@@ -551,6 +573,10 @@ class Watch:
         """Whether the client has left, looked up without waiting."""
         return False
 
+    def beat(self) -> float:
+        """Do what is due while one waits; the seconds until something is due again."""
+        return math.inf
+
 
 class HttpRequest:
     """One request of a client.
@@ -558,9 +584,13 @@ class HttpRequest:
     ``target`` is the request target as it was sent; ``read_body`` gives the whole
     body as bytes, under the server's limit, and may be called once; it raises
     RequestError.  ``peer`` is watched while an upstream is waited for.
+    ``begin_answer``, where there is one, sends the head of an answer before its
+    body is known and gives what sends pieces of it; the answer that is then
+    returned is written without its head.
     """
 
-    __slots__ = ("method", "target", "path", "query", "headers", "read_body", "peer")
+    __slots__ = ("method", "target", "path", "query", "headers", "read_body", "peer",
+                 "begin_answer")
 
     def __init__(
         self,
@@ -569,9 +599,11 @@ class HttpRequest:
         headers: Headers,
         read_body: Callable[[], bytes] = bytes,
         peer: Watch = Watch(),
+        begin_answer: Optional[Callable[[HttpResponse], Callable[[bytes], None]]] = None,
     ) -> None:
         self.method = method
         self.target = target
+        self.begin_answer = begin_answer
         self.path, _, self.query = target.partition("?")
         self.headers = headers
         self.read_body = read_body
@@ -650,7 +682,9 @@ class Outcome(NamedTuple):
     ``kind`` is "answer" for a response head, else the UpstreamError's kind;
     ``status`` is the answer's, 0 without one; ``final`` is the upstream's
     ``x-should-retry: false``; ``transparent`` means the client's own credential;
-    ``repeatable`` is false for a request that must not be done twice.
+    ``repeatable`` is false for a request that must not be done twice.  ``says`` is
+    what an error body is about (:func:`error_topic`), ``ready_in`` the seconds
+    that the upstream asks to wait, ``limits`` what it told of them.
     """
 
     kind: str
@@ -658,6 +692,9 @@ class Outcome(NamedTuple):
     final: bool = False
     transparent: bool = False
     repeatable: bool = True
+    says: str = ""
+    ready_in: Optional[float] = None
+    limits: Mapping[str, Any] = {}
 
 
 class Usage:
@@ -1215,6 +1252,146 @@ def merge_betas(headers: Headers, rule: BetaRule) -> Optional[str]:
     if wanted == tokens and len(headers.all("anthropic-beta")) <= 1:
         return None
     return ",".join(wanted)
+
+
+# -- when to come back
+
+RFC_3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.\d+)?"
+                      r"(?:[Zz]|([+-])(\d\d):?(\d\d))")
+DECIMAL = re.compile(r"\d{1,15}(?:\.\d{0,9})?")
+# Numbers above it are unix times, not lengths: 31 years; above the second, in ms.
+UNIX_TIME_FROM = 1e9
+UNIX_MILLISECONDS_FROM = 1e12
+
+
+def told_seconds(text: str, wall_now: float) -> Optional[float]:
+    """Seconds from now of a moment or a length as upstreams write it, or None.
+
+    Takes seconds with decimals, unix times, HTTP dates and RFC 3339; what is past is 0.
+
+    >>> told_seconds("1.5", 0.0), told_seconds("2023-11-14T22:13:30Z", 1700000000.0)
+    (1.5, 10.0)
+    """
+    text = text.strip()
+    if DECIMAL.fullmatch(text):
+        number = float(text)
+        if number >= UNIX_MILLISECONDS_FROM:
+            number /= 1000
+        return max(0.0, number - wall_now) if number >= UNIX_TIME_FROM else number
+    match = RFC_3339.fullmatch(text)
+    try:
+        if match is not None:
+            moment = datetime.datetime(*map(int, match.groups()[:6]), tzinfo=datetime.timezone.utc)
+            sign, hours, minutes = match.groups()[6:]
+            if sign:
+                offset = datetime.timedelta(hours=int(hours), minutes=int(minutes))
+                moment = moment - offset if sign == "+" else moment + offset
+        else:
+            moment = email.utils.parsedate_to_datetime(text)
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=datetime.timezone.utc)
+        return max(0.0, moment.timestamp() - wall_now)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None  # no moment at all, which upstreams do send ("soon", "-5", "nan")
+
+
+def retry_after_seconds(headers: Headers, wall_now: float) -> Optional[float]:
+    """What ``retry-after`` (or the SDKs' ``retry-after-ms``) asks for, or None."""
+    milliseconds = headers.get("retry-after-ms").strip()
+    if DECIMAL.fullmatch(milliseconds):
+        return float(milliseconds) / 1000
+    return told_seconds(headers.get("retry-after"), wall_now)
+
+
+class RateLimit(NamedTuple):
+    """One limit as an upstream tells it; None for what it did not say.
+
+    ``reset_in`` is in seconds from ``seen_at`` (monotonic; 0 until it is kept).
+    """
+
+    limit: Optional[float] = None
+    remaining: Optional[float] = None
+    reset_in: Optional[float] = None
+    status: str = ""
+    seen_at: float = 0.0
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the upstream says that it takes nothing until the reset."""
+        return self.status == "rejected"
+
+    def as_dict(self, now: float) -> dict:
+        """For people: what is known of it, the reset in seconds from now."""
+        told = {"limit": self.limit, "remaining": self.remaining, "status": self.status or None,
+                "resets_in_seconds": None if self.reset_in is None else
+                round(max(0.0, self.reset_in - (now - self.seen_at)), 3)}
+        return {name: value for name, value in told.items() if value is not None}
+
+
+LIMIT_HEADER = re.compile(
+    r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+UNIFIED_LIMIT = "unified"
+# Paid use beyond a subscription: while it is allowed, a rejected limit rejects nothing.
+OVERAGE_LIMIT = "unified-overage"
+
+
+def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
+    """The limits that an answer's ``anthropic-ratelimit-*`` headers tell, by name.
+
+    The names are requests, tokens, input-tokens, output-tokens, and for
+    subscriptions unified, unified-5h, unified-7d, unified-overage.
+    """
+    limits: dict[str, RateLimit] = {}
+    for name, value in headers.pairs:
+        match = LIMIT_HEADER.fullmatch(name.lower())
+        if match is None or match.group(1) not in limits and len(limits) >= MAX_LIMITS_COUNT:
+            continue
+        known = limits.get(match.group(1), RateLimit())
+        if match.group(2) == "reset":
+            known = known._replace(reset_in=told_seconds(value, wall_now))
+        elif match.group(2) == "status":
+            known = known._replace(status=value[:MAX_TOLD_CHARS].lower())
+        elif DECIMAL.fullmatch(value):
+            known = known._replace(**{match.group(2): float(value)})
+        limits[match.group(1)] = known
+    return limits
+
+
+def used_up(limits: Mapping[str, RateLimit]) -> list[RateLimit]:
+    """The limits that leave nothing; a window of the unified limit is not one by itself."""
+    paid = limits.get(OVERAGE_LIMIT, RateLimit()).status.startswith("allowed")
+    return [limit for name, limit in limits.items()
+            if not name.startswith(UNIFIED_LIMIT + "-")
+            and (limit.rejected and not paid or limit.remaining == 0)]
+
+
+def told_wait(headers: Headers, limits: Mapping[str, RateLimit],
+              wall_now: float) -> Optional[float]:
+    """How long an answer asks to wait: ``retry-after``, else the limits' resets, else None.
+
+    Of several resets the latest of those that are used up counts, else the soonest.
+    """
+    told = retry_after_seconds(headers, wall_now)
+    if told is not None:
+        return told
+    resets = [limit.reset_in for limit in used_up(limits) if limit.reset_in is not None]
+    if resets:
+        return max(resets)
+    return min((limit.reset_in for limit in limits.values() if limit.reset_in is not None),
+               default=None)
+
+
+def retry_after_text(seconds: float) -> str:
+    """The ``retry-after`` that goes down: whole seconds, at least 1.
+
+    61 s to 10 min are told as 60: Claude Code comes back after 60 s and gives up
+    at once above (clients.md, section 6).
+
+    >>> [retry_after_text(seconds) for seconds in (0.0, 1.2, 61.0, 600.0, 601.0)]
+    ['1', '2', '60', '60', '601']
+    """
+    whole = max(1, math.ceil(seconds))
+    return "60" if 60 < whole <= 600 else str(whole)
 
 
 # -- credentials
@@ -1806,6 +1983,36 @@ def checked_answer(headers: Headers, body: bytes) -> dict:
     return value
 
 
+# How upstreams say that an account has no credit left: Anthropic's two texts, and
+# those of OpenRouter, DeepSeek, OpenAI and Moonshot (providers.md).
+CREDIT_USED_UP = re.compile(
+    r"credit balance is too low|reached your specified (?:api |workspace )?(?:api )?usage limits?"
+    r"|insufficient[ _](?:credits?|balance|funds|quota)|exceeded your current quota"
+    r"|out of credits?|requires more credits", re.IGNORECASE)
+
+
+def error_topic(status: int, body: bytes) -> str:
+    """What an error body is about, where that changes what follows: credit, model, signature.
+
+    >>> error_topic(404, b'{"error": {"type": "not_found_error", "message": "model: x"}}')
+    'model'
+    """
+    error = (json_object(body) or {}).get("error")
+    kind, message = "", error
+    if isinstance(error, dict):
+        kind, message = error.get("type"), error.get("message")
+    text = message if isinstance(message, str) else ""
+    if status == 402 or status in (400, 403, 429) and (
+            kind == "billing_error" or CREDIT_USED_UP.search(text)):
+        return "credit"
+    if status == 404 and "model" in text.lower():
+        return "model"
+    # Looked for in all of the body: others wrap the vendor's text in their own.
+    if status == 400 and b"signature" in body.lower() and b"thinking" in body.lower():
+        return "signature"
+    return ""
+
+
 class StreamTracker:
     """Looks on while a message stream passes; keeps what the record wants to know.
 
@@ -1821,6 +2028,9 @@ class StreamTracker:
         self.usage = Usage()
         self.stop_reason = ""
         self.error_type = ""
+        # The error event, as it came, and how many events have passed.
+        self.error: Optional[dict] = None
+        self.events_count = 0
         self.complete = False
         self.content_started = False
         self._decoder = SseDecoder()
@@ -1836,7 +2046,9 @@ class StreamTracker:
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        for event in self._decoder.feed(data):
+        events = self._decoder.feed(data)
+        self.events_count += len(events)
+        for event in events:
             if event.type == "message_stop":
                 self.complete = True
             elif event.type == "content_block_start":
@@ -1847,7 +2059,7 @@ class StreamTracker:
     def _look_into(self, event: SseEvent) -> None:
         value = event_object(event) or {}
         if event.type == "error":
-            self.complete = True
+            self.complete, self.error = True, value
             error = value.get("error")
             kind = error.get("type") if isinstance(error, dict) else None
             self.error_type = kind[:MAX_TOLD_CHARS] if isinstance(kind, str) else "error"
@@ -2783,6 +2995,48 @@ def events_of_blocks(
                    "delta": {"stop_reason": stop_reason, "stop_sequence": None}})
     events.append({"type": "message_stop"})
     return events
+
+
+# -- conversations
+
+SESSION_HEADER = "x-claude-code-session-id"
+SESSION_IN_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,64})$")
+
+
+def conversation_key(headers: Headers, body: Body) -> str:
+    """What stays the same while a conversation grows (contract section 9).
+
+    Claude Code's session, by header or in ``metadata.user_id`` (old versions
+    append it, newer ones write JSON); else a hash of what begins the conversation.
+    """
+    session = headers.get(SESSION_HEADER)
+    if VISIBLE_ASCII.fullmatch(session):
+        return session
+    metadata = body.get("metadata")
+    user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
+    if isinstance(user_id, str):
+        match = SESSION_IN_USER_ID.search(user_id)
+        found = match.group(1) if match else (
+            json_object(user_id.encode("utf-8", "replace")) or {}).get("session_id")
+        if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
+            return found
+    first = next((message.get("content") for message in body["messages"]
+                  if message.get("role") == "user"), None)
+    try:
+        text = json.dumps([bare_content(body.get("system")), bare_content(first)], sort_keys=True)
+    except RecursionError:
+        return ""  # nested as deep as may be: no conversation that a person holds
+    return "#" + hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+
+
+def bare_content(content: Any) -> Any:
+    """Content without cache marks, which move; a string is its one text block."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        return content
+    return [without_keys(block, "cache_control") if isinstance(block, dict) else block
+            for block in content]
 
 
 # -- background tasks
@@ -3897,10 +4151,11 @@ class Account(NamedTuple):
     max_concurrent: Optional[int]
     models: tuple[str, ...]
     enabled: bool
+    source: Any = None
 
-    def credentials(self) -> list[tuple[str, str]]:
-        """The header to send."""
-        key = self.secret.reveal()
+    def credentials(self, secret: Secret) -> list[tuple[str, str]]:
+        """The header to send with the secret in force."""
+        key = secret.reveal()
         return [(self.header, "Bearer " + key if self.header == "Authorization" else key)]
 
 
@@ -4354,14 +4609,162 @@ def reason_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-# ---- 10. Accounts ------------------------------------------------------------
+# ---- 10. Retry policy --------------------------------------------------------
+
+
+class Cooldown(NamedTuple):
+    """How long an account rests after a failure; seconds.
+
+    ``first`` doubles with every failure of the case in a row, up to ``ceiling``;
+    the ``free`` first ones cost nothing.  ``told``: the upstream's own word goes
+    before it.  ``hard``: it surely would not serve until then; without it the
+    account is only asked after those that are ready.  ``out``: the credential is
+    refused, so nobody waits for it.
+    """
+
+    first: float
+    ceiling: float
+    free: int = 0
+    told: bool = False
+    hard: bool = False
+    out: bool = False
+
+    def seconds(self, in_a_row: int) -> float:
+        """The rest after so many failures in a row.
+
+        >>> rest = Cooldown(2, 60, free=1); [rest.seconds(count) for count in (1, 2, 3, 9)]
+        [0.0, 2.0, 4.0, 60.0]
+        """
+        doublings = in_a_row - self.free - 1
+        return min(self.first * 2.0 ** min(doublings, 30), self.ceiling) if doublings >= 0 else 0.0
+
+
+class Decision(NamedTuple):
+    """What follows from an outcome: for the request (``action``) and for the account.
+
+    ``relay`` gives the client this answer; ``next`` goes to the next candidate;
+    ``next_provider`` to one of another provider; ``mend`` asks once more with a
+    mended body; ``give_up`` ends.  ``again``: where nobody else is left the same
+    account may be asked again soon.  ``blame``: the credential is at fault, and
+    the client is told so instead of being shown a 401 that it would take for its
+    own.  ``hopeless``: the client's repeating it cannot help.
+    """
+
+    case: str
+    action: str
+    cooldown: Optional[Cooldown] = None
+    again: bool = False
+    blame: bool = False
+    hopeless: bool = False
+
+
+class Case(NamedTuple):
+    """One row of the table: an outcome fits by its kind or status, and by what it says."""
+
+    name: str
+    fits: frozenset
+    action: str
+    cooldown: Optional[Cooldown] = None
+    says: str = ""
+    again: bool = False
+    blame: bool = False
+    hopeless: bool = False
+    # Surely not done: even what must not be done twice may go to another account.
+    not_done: bool = False
+    about: str = ""
+
+
+# Contract section 9; the first row that fits counts.  Numbers are statuses of
+# answers, words are the kinds of what was none.  402 is how others than Anthropic
+# say billing_error.
+CASES = (
+    Case("unreached", frozenset(["unreached"]), "next", Cooldown(5, 300), again=True,
+         not_done=True, about="name, connection or TLS failed"),
+    Case("closed", frozenset(["closed"]), "next", Cooldown(5, 300), again=True,
+         about="closed before the first byte of an answer"),
+    Case("silent", frozenset(["silent"]), "next", Cooldown(30, 30),
+         about="no response head within timeouts.first_byte_seconds"),
+    Case("credit", frozenset([400, 402, 403, 429]), "next",
+         Cooldown(MAX_REST_SECONDS, MAX_REST_SECONDS, hard=True), says="credit", hopeless=True,
+         not_done=True, about="the account's credit is used up"),
+    Case("rate_limited", frozenset([429]), "next", Cooldown(5, 300, told=True, hard=True),
+         not_done=True, about="over the account's limits"),
+    Case("failing", frozenset([529, 503]), "next", Cooldown(2, 60, free=1), again=True,
+         not_done=True, about="overloaded"),
+    Case("failing", frozenset([408, 500, 502, 504, 520, 521, 522, 523, 524, "broke", "malformed",
+                               "stalled"]),
+         "next", Cooldown(2, 60, free=1), again=True,
+         about="server errors, no message in a 200, a stream that breaks"),
+    Case("refused", frozenset([401, 403]), "next",
+         Cooldown(MAX_REST_SECONDS, MAX_REST_SECONDS, hard=True, out=True), blame=True,
+         hopeless=True, not_done=True, about="the credential is refused"),
+    Case("credential", frozenset(["credential"]), "next", Cooldown(5, 300, told=True, hard=True),
+         not_done=True, about="the account's key could not be renewed"),
+    Case("refused", frozenset(["credential_refused"]), "next",
+         Cooldown(MAX_REST_SECONDS, MAX_REST_SECONDS, hard=True, out=True), blame=True,
+         hopeless=True, not_done=True, about="the refresh token is refused"),
+    Case("unknown_model", frozenset([404]), "next_provider", says="model", not_done=True,
+         about="the provider does not know the model"),
+    Case("signature", frozenset([400]), "mend", says="signature",
+         about="a thinking block's signature is refused"),
+    Case("shutdown", frozenset(["shutdown"]), "give_up", about="the gateway stops"),
+    Case("client_left", frozenset(["client_left"]), "give_up", about="nobody is there to be told"),
+)
+ANSWERED = Case("answered", frozenset(), "relay", about="everything else")
+
+
+def case_of(outcome: Outcome) -> Case:
+    """The row that an outcome falls under."""
+    what = outcome.status if outcome.kind == "answer" else outcome.kind
+    return next((case for case in CASES
+                 if what in case.fits and case.says in ("", outcome.says)), ANSWERED)
+
+
+def decide(outcome: Outcome) -> Decision:
+    """Outcome in, decision out; pure.  The attempt loop (15) acts on it.
+
+    ``x-should-retry: false`` ends the attempts, but not on a refused credential
+    or a used-up credit: there the upstream speaks of one account, and the next
+    has another.  A client's own credential has no account that could rest.
+    """
+    case = case_of(outcome)
+    action = case.action
+    if action in ("next", "next_provider"):
+        must_stop = (not outcome.repeatable and not case.not_done
+                     or outcome.final and not (case.blame or case.hopeless)
+                     or outcome.transparent and case.blame)
+        if must_stop:
+            action = "relay" if outcome.kind == "answer" else "give_up"
+    return Decision(case.name, action, None if outcome.transparent else case.cooldown,
+                    case.again, case.blame and not outcome.transparent, case.hopeless)
+
+
+def policy_lines() -> list[str]:
+    """The table for people, a line each: what happens, how the account rests, what follows."""
+    lines = []
+    for case in (*CASES, ANSWERED):
+        fits = ", ".join(sorted(map(str, case.fits))) or "-"
+        rest, follows = "-", case.action
+        if case.cooldown is not None:
+            first, ceiling = case.cooldown.first, case.cooldown.ceiling
+            rest = "%g s" % first + (" doubling to %g s" % ceiling if ceiling > first else "")
+            rest = ("as told, else " if case.cooldown.told else "") + rest
+            rest += ", not after the first" if case.cooldown.free else ""
+        follows += ", or the same again" if case.again else ""
+        lines.append("%s (%s): %s; account rests: %s; then: %s"
+                     % (case.name, fits, case.about, rest, follows))
+    return lines
+
+
+# ---- 11. Accounts ------------------------------------------------------------
 
 
 def candidate_providers(config: Config, model: str) -> list[Provider]:
     """Which providers may serve a model, in order (contract section 8).
 
     A routing.models glob (the most literal one) names them, and nothing else is
-    tried; else those that list or map the id; else all, by priority and order.
+    tried: their place in it is then their priority.  Else those that list or map
+    the id; else all, by priority and order.
     """
     enabled = sorted((provider for provider in config.providers if provider.enabled),
                      key=lambda provider: provider.priority)
@@ -4369,85 +4772,47 @@ def candidate_providers(config: Config, model: str) -> list[Provider]:
     if globs:
         best = max(globs, key=lambda glob: (glob == model, literal_count(glob)))
         by_name = {provider.name: provider for provider in enabled}
-        return [by_name[name] for name in config.routing.models[best] if name in by_name]
+        return [by_name[name]._replace(priority=place)
+                for place, name in enumerate(config.routing.models[best]) if name in by_name]
     stem = without_suffix(model)
     return [provider for provider in enabled
             if provider.knows(model) or provider.knows(stem)] or enabled
 
 
-class Lease(NamedTuple):
-    """The right to one upstream call; ``account`` None is the client's own credential."""
+class Candidate(NamedTuple):
+    """Who might be asked; ``account`` None is the client's own credential."""
 
     provider: Provider
     account: Optional[Account]
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all others."""
+        return self.provider.name, self.account.name if self.account else ""
+
+    @property
     def name(self) -> str:
         """Provider and account, as logs and errors name them."""
-        if self.account is None:
-            return self.provider.name
-        return "%s/%s" % (self.provider.name, self.account.name)
+        return "/".join(filter(None, self.key))
+
+    @property
+    def tier(self) -> tuple[float, float]:
+        """The lowest goes first; a strategy chooses within one."""
+        return self.provider.priority, self.account.priority if self.account else 0.0
+
+    @property
+    def weight(self) -> float:
+        """Its share under the strategy weighted."""
+        return self.provider.weight * (self.account.weight if self.account else 1.0)
 
 
-class AccountPool:
-    """Who may be asked next.  One lock; nothing blocks under it.
-
-    This version holds the order of the configuration and counts what is under
-    way; cooldowns, strategies and stickiness hang on ``acquire`` and ``release``.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._in_flight: dict[tuple[str, str], int] = {}
-
-    def acquire(
-        self,
-        providers: Sequence[Provider],
-        model: str,
-        tried: Sequence[Lease],
-    ) -> Optional[Lease]:
-        """The best candidate not yet tried, or None.  Must be released."""
-        for provider in providers:
-            for lease in candidates(provider, model):
-                if lease not in tried:
-                    self.take(lease)
-                    return lease
-        return None
-
-    def take(self, lease: Lease) -> None:
-        """The same candidate once more.  Must be released."""
-        with self._lock:
-            key = self._key(lease)
-            self._in_flight[key] = self._in_flight.get(key, 0) + 1
-
-    def release(self, lease: Lease, outcome: Outcome) -> None:
-        """The call is over; what came of it will shape the next choice."""
-        with self._lock:
-            key = self._key(lease)
-            left = self._in_flight.get(key, 0) - 1
-            assert left >= 0, "released more often than acquired"
-            if left:
-                self._in_flight[key] = left
-            else:
-                self._in_flight.pop(key, None)
-
-    def in_flight(self) -> int:
-        """How many leases are out."""
-        with self._lock:
-            return sum(self._in_flight.values())
-
-    @staticmethod
-    def _key(lease: Lease) -> tuple[str, str]:
-        return lease.provider.name, lease.account.name if lease.account else ""
-
-
-def candidates(provider: Provider, model: str) -> list[Lease]:
+def candidates(provider: Provider, model: str) -> list[Candidate]:
     """The accounts of a provider that may serve a model, by priority, then order."""
     if not provider.accounts:
-        return [Lease(provider, None)]
+        return [Candidate(provider, None)]
     accounts = [account for account in provider.accounts
                 if account.enabled and serves_model(account, model)]
-    return [Lease(provider, account)
+    return [Candidate(provider, account)
             for account in sorted(accounts, key=lambda account: account.priority)]
 
 
@@ -4458,9 +4823,528 @@ def serves_model(account: Account, model: str) -> bool:
     return any(fnmatch.fnmatchcase(model, glob) for glob in account.models)
 
 
-def can_serve(provider: Provider) -> bool:
-    """Whether a provider has anybody who could serve now."""
-    return provider.enabled and bool(candidates(provider, ""))
+class AccountState:
+    """What is known of one account; changed under the pool's lock alone.  Times are monotonic.
+
+    Its ``name`` at a moment is ready, cooling or out; the moves between them:
+
+        ready    a failure          cooling  (hard or soft, see Cooldown), or out
+        cooling  its time is over   ready, at first few requests (the ramp), or
+                                    for one probe where the rest was only guessed
+        out      its time is over   ready for one probe
+        any      an answer          ready, unless a later failure rests it still
+        any      a new credential   ready
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.hard_until = self.soft_until = -math.inf
+        self.out = False
+        # The end of the rest is a guess: one request finds out, the others wait.
+        self.wants_probe = self.probing = False
+        self.failed_at = -math.inf
+        self.in_a_row: dict[str, int] = {}
+        self.ramp_from = -math.inf
+        self.ramp_started = 0
+        self.starts: collections.deque[float] = collections.deque()
+        # Where it stands in the strategy weighted (stride scheduling).
+        self.turn = 0.0
+        self.limits: Mapping[str, RateLimit] = {}
+        self.last_error = ""
+
+    def name(self, now: float) -> str:
+        """ready, cooling or out."""
+        if now < self.hard_until:
+            return "out" if self.out else "cooling"
+        return "cooling" if now < self.soft_until else "ready"
+
+    def held_seconds(self, account: Account, now: float) -> float:
+        """How long its own settings keep it from one more request; 0 for not at all."""
+        held = 0.0
+        if account.max_concurrent is not None and self.in_flight >= account.max_concurrent:
+            held = SLOT_LOOK_SECONDS
+        if account.requests_per_minute is not None:
+            while self.starts and self.starts[0] <= now - 60.0:
+                self.starts.popleft()
+            if len(self.starts) + 1 > account.requests_per_minute:
+                held = max(held, self.starts[0] + 60.0 - now)
+        return held
+
+    def hard_seconds(self, account: Account, now: float) -> float:
+        """How long until it may be asked at all."""
+        wait = max(self.hard_until - now, self.held_seconds(account, now))
+        if now >= self.hard_until and self.probing:
+            wait = max(wait, PROBE_LOOK_SECONDS)
+        since = now - self.ramp_from
+        if 0 <= since < RAMP_SECONDS and self.ramp_started > since / RAMP_STEP_SECONDS:
+            wait = max(wait, self.ramp_started * RAMP_STEP_SECONDS - since)
+        return max(0.0, wait)
+
+    def start(self, account: Account, now: float) -> None:
+        """One more request begins."""
+        self.in_flight += 1
+        if account.requests_per_minute is not None:
+            self.starts.append(now)
+        if now >= self.ramp_from:
+            self.ramp_started += 1
+        if self.wants_probe and now >= self.hard_until:
+            self.probing = True
+
+    def rest(self, decision: Decision, told: Optional[float], began: float, now: float) -> float:
+        """Apply a failure's cooldown; the seconds of it.
+
+        Calls that began before the last failure was known belong to it: fifty
+        that fail together are one failure, not fifty in a row.
+        """
+        cooldown = decision.cooldown
+        assert cooldown is not None
+        if began >= self.failed_at:
+            self.failed_at = now
+            self.in_a_row[decision.case] = self.in_a_row.get(decision.case, 0) + 1
+        seconds = cooldown.seconds(self.in_a_row.get(decision.case, 1))
+        guessed = cooldown.hard and cooldown.first >= MAX_REST_SECONDS
+        if cooldown.told and told is not None:
+            seconds, guessed = min(told, MAX_REST_SECONDS), told > MAX_REST_SECONDS
+        if seconds <= 0:
+            return 0.0
+        if cooldown.hard and now + seconds >= self.hard_until:
+            self.hard_until = now + seconds
+            self.out, self.wants_probe = cooldown.out, guessed
+        elif not cooldown.hard:
+            self.soft_until = max(self.soft_until, now + seconds)
+        self.ramp_from, self.ramp_started = max(self.hard_until, self.soft_until), 0
+        return seconds
+
+    def answered(self, began: float, now: float) -> None:
+        """It serves: what was in a row is over, unless the call began before the last failure."""
+        if began < self.failed_at:
+            return
+        self.in_a_row.clear()
+        self.soft_until = min(self.soft_until, now)
+        self.last_error = ""
+        if self.probing:
+            self.wants_probe = self.probing = self.out = False
+            self.ramp_from, self.ramp_started = now, 1
+
+    def as_dict(self, now: float) -> dict:
+        """For people: seconds are from now."""
+        until = max(self.hard_until, self.soft_until)
+        return {
+            "state": self.name(now),
+            "ready_in_seconds": round(max(0.0, until - now), 3),
+            "in_flight": self.in_flight,
+            "last_error": self.last_error,
+            "limits": {name: limit.as_dict(now) for name, limit in self.limits.items()},
+        }
+
+
+class Lease:
+    """The right to one upstream call; given back once by ``AccountPool.release``.
+
+    ``secret`` is the account's credential in force, None for the client's own.
+    """
+
+    __slots__ = ("candidate", "secret", "began", "state")
+
+    def __init__(self, candidate: Candidate, began: float, state: AccountState) -> None:
+        account = candidate.account
+        self.candidate = candidate
+        self.secret = account.secret if account is not None else None
+        self.began = began
+        self.state = state
+
+    @property
+    def provider(self) -> Provider:
+        """Whom to call."""
+        return self.candidate.provider
+
+    @property
+    def account(self) -> Optional[Account]:
+        """Whose credential; None is the client's own."""
+        return self.candidate.account
+
+    @property
+    def name(self) -> str:
+        """Provider and account, as logs and errors name them."""
+        return self.candidate.name
+
+    def credentials(self) -> list[tuple[str, str]]:
+        """The header to send; none for the client's own."""
+        if self.account is None or self.secret is None:
+            return []
+        return self.account.credentials(self.secret)
+
+
+class Wanted(NamedTuple):
+    """What one request wants of the pool.
+
+    ``session`` is the conversation's key, "" for none; ``models`` are the ids
+    that each provider would be sent; ``paces``: its 429s speak for the account
+    (token counting and other paths have limits of their own).
+    """
+
+    candidates: Sequence[Candidate]
+    session: str = ""
+    model: str = ""
+    models: Mapping[str, str] = {}
+    paces: bool = True
+
+
+class AccountPool:
+    """Who may be asked next, and how all accounts are.  One lock; nothing blocks under it."""
+
+    def __init__(self, monotonic: Callable[[], float], chance: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._chance = chance
+        self._lock = threading.Lock()
+        self._states: dict[tuple[str, str], AccountState] = {}
+        self._leases_count = 0
+        self._turn = 0.0
+        # (conversation, model) -> (candidate's key, last use); the oldest go.
+        self._sticky: collections.OrderedDict[tuple[str, str], tuple[Any, float]] = (
+            collections.OrderedDict())
+        # (provider, upstream's model id) -> until when it is known not to know it.
+        self._unknown_models: dict[tuple[str, str], float] = {}
+
+    # -- choosing
+
+    def acquire(
+        self,
+        wanted: Wanted,
+        strategy: str,
+        again_at: Mapping[tuple[str, str], float] = {},
+    ) -> Union[Lease, float]:
+        """The best candidate now, else the seconds until one may be asked (inf: never).
+
+        ``again_at`` are those that the request has tried: from when on, on the
+        monotonic clock, each may be asked again (inf: not any more).  Who is
+        ready goes first: the conversation's own account, then as the strategy
+        says.  Who only seems to fail is better than waiting.
+        """
+        now = self._monotonic()
+        with self._lock:
+            known = [candidate for candidate in wanted.candidates
+                     if not self._lacks_model(candidate, wanted, now)]
+            ready: list[Candidate] = []
+            later: list[tuple[float, float, int, Candidate]] = []
+            for place, candidate in enumerate(known or wanted.candidates):
+                wait, rank = self._delay(candidate, again_at, now)
+                if wait <= 0 and rank <= 0:
+                    ready.append(candidate)
+                elif wait < math.inf:
+                    later.append((max(wait, rank), wait, place, candidate))
+            if ready:
+                return self._taken(self._best(ready, wanted, strategy, now), strategy, now)
+            if not later:
+                return math.inf
+            _, wait, _, candidate = min(later)
+            return self._taken(candidate, strategy, now) if wait <= 0 else wait
+
+    def _delay(self, candidate: Candidate, again_at: Mapping[tuple[str, str], float],
+               now: float) -> tuple[float, float]:
+        """Seconds until it may be asked, and how many one would rather wait for another."""
+        wait = max(0.0, again_at.get(candidate.key, now) - now)
+        if candidate.account is None:
+            return wait, 0.0
+        state = self._state(candidate)
+        if state.name(now) == "out":
+            return math.inf, 0.0
+        wait = max(wait, state.hard_seconds(candidate.account, now))
+        tried = candidate.key in again_at
+        soft = 0.0 if tried else state.soft_until - now
+        return wait, min(max(0.0, soft), RATHER_WAIT_SECONDS)
+
+    def _best(self, ready: Sequence[Candidate], wanted: Wanted, strategy: str,
+              now: float) -> Candidate:
+        """The conversation's own, else what the strategy says within the first tier."""
+        own = self._bound(wanted, now)
+        for candidate in ready:
+            if candidate.key == own:
+                return candidate
+        first = min(candidate.tier for candidate in ready)
+        tier = [candidate for candidate in ready if candidate.tier == first]
+        return min(tier, key=lambda candidate: self._order(candidate, strategy))
+
+    def _order(self, candidate: Candidate, strategy: str) -> tuple[float, float]:
+        """What the best of a tier has least of."""
+        if strategy == "failover":
+            return 0.0, 0.0
+        if strategy == "shuffle":
+            return self._chance(), 0.0
+        state = self._state(candidate)
+        turn = max(state.turn, self._turn)
+        if strategy == "least_loaded":
+            return state.in_flight / candidate.weight, turn
+        return turn + self._share(candidate, strategy), turn
+
+    @staticmethod
+    def _share(candidate: Candidate, strategy: str) -> float:
+        """How far one request moves a candidate back (stride scheduling)."""
+        return 1.0 / candidate.weight if strategy == "weighted" else 1.0
+
+    def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
+        state = self._state(candidate)
+        if candidate.account is not None:
+            state.start(candidate.account, now)
+        self._leases_count += 1
+        # Who has rested does not catch up: its turn is at least the others'.
+        self._turn = max(state.turn, self._turn)
+        state.turn = self._turn + self._share(candidate, strategy)
+        return Lease(candidate, now, state)
+
+    def _state(self, candidate: Candidate) -> AccountState:
+        if candidate.account is None:
+            return AccountState()  # each client's own credential has its own limits
+        return self._states.setdefault(candidate.key, AccountState())
+
+    def _lacks_model(self, candidate: Candidate, wanted: Wanted, now: float) -> bool:
+        model = wanted.models.get(candidate.provider.name, "")
+        return bool(model) and now < self._unknown_models.get(
+            (candidate.provider.name, model), -math.inf)
+
+    # -- conversations
+
+    def _bound(self, wanted: Wanted, now: float) -> Optional[tuple[str, str]]:
+        """The account that a conversation had; for a model that is new in it, any it had."""
+        for name in ((wanted.session, wanted.model), (wanted.session, "")):
+            found = self._sticky.get(name) if wanted.session else None
+            if found is not None and now - found[1] < STICKY_SECONDS:
+                return found[0]
+        return None
+
+    def _bind(self, wanted: Wanted, candidate: Candidate, now: float) -> None:
+        for name in ((wanted.session, wanted.model), (wanted.session, "")):
+            self._sticky[name] = (candidate.key, now)
+            self._sticky.move_to_end(name)
+        while len(self._sticky) > MAX_CONVERSATIONS:
+            self._sticky.popitem(last=False)
+
+    # -- what came of it
+
+    def answered(self, lease: Lease, wanted: Wanted, limits: Mapping[str, RateLimit] = {}) -> None:
+        """The account serves this request; its conversation stays with it."""
+        now = self._monotonic()
+        with self._lock:
+            if wanted.session:
+                self._bind(wanted, lease.candidate, now)
+            model = wanted.models.get(lease.provider.name, "")
+            self._unknown_models.pop((lease.provider.name, model), None)
+            if wanted.paces:
+                lease.state.answered(lease.began, now)
+                self._learn(lease.state, limits, now)
+
+    def again(self, lease: Lease) -> None:
+        """The same lease makes one more call."""
+        now = self._monotonic()
+        with self._lock:
+            lease.began = now
+            if lease.account is not None and lease.account.requests_per_minute is not None:
+                lease.state.starts.append(now)
+
+    def release(
+        self,
+        lease: Lease,
+        wanted: Wanted,
+        decision: Optional[Decision] = None,
+        outcome: Optional[Outcome] = None,
+    ) -> float:
+        """The call is over; the seconds that its account rests now.
+
+        Without a decision it tells nothing: the client left.
+        """
+        now = self._monotonic()
+        with self._lock:
+            state = lease.state
+            assert state.in_flight > 0 or lease.account is None, "released more often than taken"
+            if lease.account is not None:
+                state.in_flight -= 1
+            self._leases_count -= 1
+            state.probing = False
+            if decision is None or outcome is None:
+                return 0.0
+            if wanted.paces:
+                self._learn(state, outcome.limits, now)
+            if decision.case == "unknown_model":
+                self._exclude(lease, wanted, now)
+            if decision.cooldown is None or not (wanted.paces or decision.case != "rate_limited"):
+                return 0.0
+            state.last_error = decision.case
+            return state.rest(decision, outcome.ready_in, lease.began, now)
+
+    def _learn(self, state: AccountState, limits: Mapping[str, RateLimit], now: float) -> None:
+        """Keep what an answer told of the limits; what is used up rests, softly."""
+        if not limits:
+            return
+        state.limits = {name: limit.starting_at(now) for name, limit in limits.items()}
+        resets = [limit.reset_in for limit in used_up(limits) if limit.reset_in is not None]
+        if resets and max(resets) > 0:
+            until = now + min(max(resets), MAX_REST_SECONDS)
+            if any(limit.rejected for limit in used_up(limits)):
+                state.hard_until = max(state.hard_until, until)
+            state.soft_until = max(state.soft_until, until)
+            state.ramp_from, state.ramp_started = max(state.hard_until, state.soft_until), 0
+
+    def _exclude(self, lease: Lease, wanted: Wanted, now: float) -> None:
+        model = wanted.models.get(lease.provider.name, "")
+        if not model or lease.account is None:
+            return
+        self._unknown_models.pop((lease.provider.name, model), None)
+        self._unknown_models[lease.provider.name, model] = now + MODEL_UNKNOWN_SECONDS
+        while len(self._unknown_models) > MAX_UNKNOWN_MODELS:
+            self._unknown_models.pop(next(iter(self._unknown_models)))
+
+    # -- looking
+
+    def ready_in(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float] = {}) -> float:
+        """Seconds until a candidate may be asked; inf where none will be."""
+        now = self._monotonic()
+        with self._lock:
+            return min((self._delay(candidate, again_at, now)[0]
+                        for candidate in wanted.candidates), default=math.inf)
+
+    def could_serve(self, provider: Provider) -> bool:
+        """Whether a provider has anybody who could serve now."""
+        now = self._monotonic()
+        if not provider.enabled:
+            return False
+        with self._lock:
+            return any(candidate.account is None or now >= self._state(candidate).hard_until
+                       for candidate in candidates(provider, ""))
+
+    def snapshot(self, candidate: Candidate) -> dict:
+        """How an account is, for people (AccountState.as_dict)."""
+        now = self._monotonic()
+        with self._lock:
+            return self._state(candidate).as_dict(now)
+
+    def in_flight(self) -> int:
+        """How many leases are out."""
+        with self._lock:
+            return self._leases_count
+
+    def retain(self, before: Sequence[Provider], after: Sequence[Provider]) -> None:
+        """A new configuration: accounts that remain keep their state, but none stays out."""
+        known = {candidate.key: candidate for provider in before
+                 for candidate in configured(provider)}
+        kept = [candidate.key for provider in after for candidate in configured(provider)
+                if same_credential(known.get(candidate.key), candidate)]
+        with self._lock:
+            self._states = {key: self._states[key] for key in kept if key in self._states}
+            self._unknown_models.clear()
+            for state in self._states.values():
+                if state.out:
+                    state.out, state.hard_until = False, -math.inf
+                    state.wants_probe = False
+
+
+def configured(provider: Provider) -> list[Candidate]:
+    """All accounts of a provider, enabled or not."""
+    return [Candidate(provider, account) for account in provider.accounts]
+
+
+def same_credential(before: Optional[Candidate], after: Candidate) -> bool:
+    """Whether an account is asked at the same place with the same key as before."""
+    if before is None or before.account is None or after.account is None:
+        return False
+    return ((before.provider.base_url, before.account.header, before.account.secret.reveal(),
+             before.account.source)
+            == (after.provider.base_url, after.account.header, after.account.secret.reveal(),
+                after.account.source))
+
+
+class Attempts:
+    """The calls that one request makes, as values: who, when, whether once more.
+
+    No I/O: the engine (15) makes the calls and the waits, as would a simulation.
+    A loop is: ``step()`` gives a Lease to call with, or the seconds to wait, or
+    None when it is over; after a call either ``succeeded`` or ``failed``.
+    """
+
+    def __init__(
+        self,
+        pool: AccountPool,
+        wanted: Wanted,
+        routing: Routing,
+        retry: Retry,
+        monotonic: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self.calls_count = 0
+        self.waited_seconds = 0.0
+        self.wanted = wanted
+        self._pool = pool
+        self._strategy = routing.strategy
+        self._retry = retry
+        self._monotonic = monotonic
+        self._chance = chance
+        self._again_at: dict[tuple[str, str], float] = {}
+        self._failures: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._hopeless: set[tuple[str, str]] = set()
+        self._over = False
+
+    def step(self) -> Union[Lease, float, None]:
+        """What to do now: call with a lease, wait so many seconds, or nothing any more."""
+        if self._over or self.calls_count >= self._retry.max_attempts:
+            return None
+        found = self._pool.acquire(self.wanted, self._strategy, self._again_at)
+        if isinstance(found, Lease):
+            self.calls_count += 1
+            return found
+        if self.waited_seconds + found > self._retry.max_wait_seconds:
+            return None
+        self.waited_seconds += found
+        return found
+
+    def may_repeat(self) -> bool:
+        """Whether one more call may be made with the lease in hand."""
+        return self.calls_count < self._retry.max_attempts
+
+    def repeated(self, lease: Lease) -> None:
+        """One more call is made with it."""
+        self.calls_count += 1
+        self._pool.again(lease)
+
+    def uncounted(self) -> None:
+        """The call was not made after all."""
+        self.calls_count -= 1
+
+    def failed(self, lease: Lease, decision: Decision, outcome: Outcome) -> float:
+        """A call did not serve: gives the lease back; the seconds that its account rests."""
+        key, now = lease.candidate.key, self._monotonic()
+        rests = self._pool.release(lease, self.wanted, decision, outcome)
+        self._failures[key] += 1
+        again_at = math.inf
+        if decision.case == "rate_limited":
+            case = case_of(outcome)
+            assert case.cooldown is not None
+            told = outcome.ready_in
+            own = case.cooldown.seconds(self._failures[key]) if told is None else told
+            again_at = now + max(rests, min(own, MAX_REST_SECONDS))
+        elif decision.again:
+            # Full jitter, so that clients which failed together do not come back so.
+            again_at = now + self._chance() * BACKOFF_SECONDS * 2 ** (self._failures[key] - 1)
+        self._again_at[key] = again_at
+        if decision.hopeless:
+            self._hopeless.add(key)
+        if decision.action == "next_provider":
+            for candidate in self.wanted.candidates:
+                if candidate.provider.name == lease.provider.name:
+                    self._again_at[candidate.key] = math.inf
+        self._over = decision.action == "give_up"
+        return rests
+
+    def ready_in(self, hopeful: bool = False) -> float:
+        """Seconds until a new request like this may be served; inf for never.
+
+        ``hopeful`` leaves those out that have just failed beyond hope.
+        """
+        wanted = self.wanted
+        if hopeful:
+            wanted = wanted._replace(candidates=[
+                candidate for candidate in wanted.candidates
+                if candidate.key not in self._hopeless])
+        return self._pool.ready_in(wanted, {key: at for key, at in self._again_at.items()
+                                            if at < math.inf})
 
 
 class RequestRates:
@@ -4488,76 +5372,6 @@ class RequestRates:
             return 0.0
 
 
-# ---- 11. Retry policy --------------------------------------------------------
-
-
-class Decision(NamedTuple):
-    """What to do: ``relay`` this answer, go to the ``next`` candidate, or ``give_up``.
-
-    ``blame`` says that the account's credential is at fault: when nobody is left
-    the client is told so instead of being shown a 401 that it would take for its
-    own.
-    """
-
-    action: str
-    blame: bool = False
-
-
-RELAY = Decision("relay")
-NEXT = Decision("next")
-GIVE_UP = Decision("give_up")
-
-# Contract section 9, as far as it stands: an outcome before any byte of an
-# answer has gone down, and what follows.  Everything not named is relayed.
-FAILED_CALLS = {
-    "unreached": NEXT,
-    "closed": NEXT,
-    "silent": NEXT,
-    "malformed": NEXT,
-    "broke": NEXT,
-    "stalled": NEXT,
-    "shutdown": GIVE_UP,
-}
-FAILED_STATUSES = {
-    401: Decision("next", blame=True),
-    403: Decision("next", blame=True),
-    408: NEXT,
-    429: NEXT,
-    500: NEXT,
-    502: NEXT,
-    503: NEXT,
-    504: NEXT,
-    520: NEXT,
-    521: NEXT,
-    522: NEXT,
-    523: NEXT,
-    524: NEXT,
-    529: NEXT,
-}
-
-
-# What surely was not done, so that even a request which must not be done twice
-# may go to another account.
-SURELY_NOT_DONE = frozenset(["unreached", 401, 403, 429, 503, 529])
-
-
-def decide(outcome: Outcome) -> Decision:
-    """Outcome in, decision out; pure.  The attempt loop (15) acts on it.
-
-    ``x-should-retry: false`` ends the attempts, but not on a 401 or 403: there
-    the upstream speaks of one credential, and the next account has another.
-    """
-    if outcome.kind != "answer":
-        decision = FAILED_CALLS[outcome.kind]
-        again = outcome.repeatable or outcome.kind in SURELY_NOT_DONE
-        return decision if again else GIVE_UP
-    decision = FAILED_STATUSES.get(outcome.status, RELAY)
-    if decision.blame:
-        return RELAY if outcome.transparent else decision
-    again = outcome.repeatable or outcome.status in SURELY_NOT_DONE
-    return decision if again and not outcome.final else RELAY
-
-
 # ---- 12. Records and log -----------------------------------------------------
 
 LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -4575,13 +5389,18 @@ def escape_controls(text: str) -> str:
 
 
 class Attempt(NamedTuple):
-    """One upstream call in a record; ``seconds`` until its outcome was known."""
+    """One upstream call in a record; ``seconds`` until its outcome was known.
+
+    ``case`` is the policy's name for it; ``began_seconds`` are from the request's start.
+    """
 
     provider: str
     account: str
     outcome: str
     status: int
     seconds: float
+    case: str = ""
+    began_seconds: float = 0.0
 
 
 class RequestRecord:
@@ -4940,7 +5759,8 @@ class Wire:
         deadline = self._monotonic() + seconds
         while True:
             remaining = deadline - self._monotonic()
-            ready = poller.poll(max(0.0, remaining) * 1000)
+            pause = min(max(0.0, remaining), self._watch.beat())
+            ready = poller.poll(pause * 1000)
             found = False
             for descriptor, flags in ready:
                 if descriptor == own:
@@ -5075,6 +5895,51 @@ def reset_on_close(sock: socket.socket) -> None:
                         struct.pack("hh" if os.name == "nt" else "ii", 1, 0))
     except OSError:
         pass  # already gone: its end is bad enough
+
+
+class Pauses:
+    """Waits that end early when the client leaves or the process stops; no busy looking.
+
+    ``stop`` makes one end of a socket pair readable for good, which wakes all.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._woken, self._waker = socket.socketpair()
+
+    def wait(self, seconds: float, watch: Watch) -> None:
+        """Let the time pass, and ``watch`` beat.  Raises ClientGone, ShuttingDown."""
+        poller = new_poller()
+        own, client = self._woken.fileno(), watch.fileno()
+        if own < 0:
+            raise ShuttingDown("the gateway is shutting down")
+        poller.register(own, POLL_READ)
+        if client >= 0:
+            poller.register(client, POLL_READ | POLL_LEFT)
+        deadline = self._monotonic() + seconds
+        while True:
+            remaining = deadline - self._monotonic()
+            if remaining <= 0:
+                return
+            for descriptor, flags in poller.poll(min(remaining, watch.beat()) * 1000):
+                if descriptor == own:
+                    raise ShuttingDown("the gateway is shutting down")
+                if flags & POLL_OVER or watch.gone():
+                    raise ClientGone()
+                # Bytes of a next request: only a hang-up can still be seen.
+                poller.modify(descriptor, POLL_LEFT)
+
+    def stop(self) -> None:
+        """End all pauses, and those to come."""
+        try:
+            self._waker.send(b"x")
+        except OSError:
+            pass  # closed already: whoever pauses then sees that
+
+    def close(self) -> None:
+        """Close the pair, when nobody pauses any more."""
+        self._waker.close()
+        self._woken.close()
 
 
 class ConnectionPool:
@@ -5581,6 +6446,7 @@ class Transport:
         ca_files: Sequence[str] = (),
     ) -> None:
         self._handler = PoolingHandler(monotonic, choose_proxy, ca_files)
+        self._pauses = Pauses(monotonic)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._handler)
 
@@ -5588,17 +6454,23 @@ class Transport:
         """The answer, read up to its head.  Raises UpstreamError, ClientGone.  To be closed."""
         return self._opener.open(call)
 
+    def pause(self, seconds: float, watch: Watch) -> None:
+        """Wait between two calls.  Raises ClientGone, ShuttingDown."""
+        self._pauses.wait(seconds, watch)
+
     def connections(self) -> dict[str, int]:
         """How many upstream connections are ``active`` and ``idle``."""
         return {"active": self._handler.active_count(), "idle": self._handler.pool.count()}
 
     def cancel_all(self) -> None:
-        """End every call under way with ShuttingDown."""
+        """End every call and every pause under way with ShuttingDown."""
         self._handler.cancel_all()
+        self._pauses.stop()
 
     def close(self) -> None:
         """Close what is idle; what is under way closes itself."""
         self._handler.pool.close()
+        self._pauses.close()
 
 
 # ---- 15. Engine --------------------------------------------------------------
@@ -5681,21 +6553,51 @@ CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
 class Exchange:
     """One request on its way through the engine, with its record."""
 
+    # Set when it goes upstream: what is sent, and the calls for it.
+    plan: Plan
+    attempts: Attempts
+
     def __init__(self, request: HttpRequest, request_id: str, record: RequestRecord,
-                 began: float) -> None:
+                 began: float, served: Served) -> None:
         self.request = request
         self.id = request_id
         self.record = record
         self.began = began
+        # What was in force when it came: a reload does not disturb it.
+        self.served = served
+        self.heartbeat: Optional[Heartbeat] = None
         self.path, self.doubled = plain_path(request.path)
         self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
-        self.calls_count = 0
         self.may_resend = True
         # The parsed request to /v1/messages, and what was done to it for everybody.
         self.document: Optional[JsonDocument] = None
         self.edits: list[str] = []
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
+
+    @property
+    def watch(self) -> Watch:
+        """Whom to watch, and to keep alive, while an upstream is waited for."""
+        return self.heartbeat or self.request.peer
+
+    def holds_key(self, text: str) -> bool:
+        """Whether a gateway key stands in some other place than where keys are read.
+
+        Asked only of clients that have shown a key, or need none.
+        """
+        return any(key.key.reveal() in text for key in self.served.config.auth.api_keys)
+
+
+class Served:
+    """What a configuration makes the engine serve; replaced as a whole by a reload."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
+        self.key_settings = {key.name: key for key in config.auth.api_keys}
+        self.models = [model_listing(model, provider.owned_by, provider.name)
+                       for provider in config.providers if provider.enabled
+                       for model in provider.models]
 
 
 class Prepared(NamedTuple):
@@ -5799,6 +6701,15 @@ class Plan(NamedTuple):
     repeatable: bool = True
 
 
+class Result(NamedTuple):
+    """What came of one call: either an answer (not yet told to be a good one) or an error."""
+
+    outcome: Outcome
+    decision: Decision
+    response: Optional[HttpResponse] = None
+    error: Optional[UpstreamError] = None
+
+
 class Failure(NamedTuple):
     """A call that did not serve: the upstream's answer or our error, and what follows."""
 
@@ -5812,7 +6723,9 @@ class Failure(NamedTuple):
         """Which failure tells the client most (contract section 9): higher is better."""
         if self.response is None or self.decision.blame:
             return 0
-        return {429: 3, 404: 2}.get(self.response.status, 1)
+        if self.decision.hopeless:
+            return 1  # one account's bill: any other failure may pass
+        return {429: 4, 404: 3}.get(self.response.status, 2)
 
 
 class Engine:
@@ -5830,9 +6743,9 @@ class Engine:
         monotonic: Callable[[], float],
         wall_clock: Callable[[], float],
         new_id: Callable[[], str],
+        chance: Callable[[], float],
     ) -> None:
-        self.config = config
-        self.accounts = AccountPool()
+        self.accounts = AccountPool(monotonic, chance)
         self.records = RecordRing()
         self.draining = False
         self._transport = transport
@@ -5840,13 +6753,20 @@ class Engine:
         self._monotonic = monotonic
         self._wall_clock = wall_clock
         self._new_id = new_id
-        self._keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
-        self._key_settings = {key.name: key for key in config.auth.api_keys}
+        self._chance = chance
+        self._served = Served(config)
         self._rates = RequestRates(monotonic)
         self._calibration = TokenCalibration()
-        self._models = [model_listing(model, provider.owned_by, provider.name)
-                        for provider in config.providers if provider.enabled
-                        for model in provider.models]
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force for the next request."""
+        return self._served.config
+
+    def reload(self, config: Config) -> None:
+        """Serve another configuration from the next request on; accounts keep their state."""
+        before, self._served = self._served.config, Served(config)
+        self.accounts.retain(before.providers, config.providers)
 
     # -- the walk of one request
 
@@ -5875,7 +6795,7 @@ class Engine:
         offered = request.headers.get("x-request-id")
         request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
-        return Exchange(request, request_id, record, self._monotonic())
+        return Exchange(request, request_id, record, self._monotonic(), self._served)
 
     def _walk(self, exchange: Exchange) -> HttpResponse:
         """Contract section 6: route, guard, credentials, then the route's handler."""
@@ -5887,8 +6807,8 @@ class Engine:
                            "(its requests are answered all the same)"
                            % (request.headers.get("host"), exchange.prefix))
         routes = find_routes(exchange.path)
-        refusal = browser_refusal(request.headers, self.config.auth_mode == "off",
-                                  self.config.cors_origins, self.config.allowed_hosts)
+        refusal = browser_refusal(request.headers, exchange.served.config.auth_mode == "off",
+                                  exchange.served.config.cors_origins, exchange.served.config.allowed_hosts)
         if refusal:
             raise RequestError(403, refusal)
         if request.method == "OPTIONS" and is_preflight(request.headers):
@@ -5911,14 +6831,14 @@ class Engine:
         """Contract section 5: any header that holds a key lets the request pass."""
         presented = presented_credentials(exchange.request.headers)
         for name, value, credential in presented:
-            key = self._keys.find(credential)
+            key = exchange.served.keys.find(credential)
             if key is not None:
                 exchange.record.key = exchange.record.key or key
-            elif value.lower() != "bearer" and not any(map(self._keys.find, value.split())):
+            elif value.lower() != "bearer" and not any(map(exchange.served.keys.find, value.split())):
                 # A gateway key under some other scheme must not go upstream as
                 # the client's own either; a scheme without a key is nothing.
                 exchange.own_credentials.append((name, value))
-        mode = self.config.auth_mode
+        mode = exchange.served.config.auth_mode
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not exchange.record.key:
             raise RequestError(
@@ -5932,15 +6852,25 @@ class Engine:
 
     # -- the books of one request
 
-    def _finished(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
-        """The response with the headers that all of ours have, and its record at its end."""
+    def _with_our_headers(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
+        """The headers that all answers have: ids, and CORS for a listed origin."""
         names = {name.lower() for name, _ in response.headers}
         response.headers.append(("X-Request-ID", exchange.id))
         if "request-id" not in names:
             response.headers.append(("request-id", exchange.id))
         origin = exchange.request.headers.get("origin")
-        if origin and origin in self.config.cors_origins and exchange.request.method != "OPTIONS":
+        if (origin and origin in exchange.served.config.cors_origins
+                and exchange.request.method != "OPTIONS"):
             response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
+        return response
+
+    def _finished(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
+        """The response as it goes down, and its record at its end."""
+        if exchange.heartbeat is not None and exchange.heartbeat.began:
+            # Its head has gone: what is no stream goes down as an event.
+            response = as_event(exchange, response)
+        else:
+            response = self._with_our_headers(exchange, response)
         exchange.record.status = response.status
         if isinstance(response.body, bytes):
             exchange.record.bytes_out = len(response.body)
@@ -5978,20 +6908,20 @@ class Engine:
         """Whether a balancer should send requests here."""
         if self.draining:
             return json_response(503, {"status": "unhealthy", "reason": "shutting down"})
-        if not any(can_serve(provider) for provider in self.config.providers):
+        if not any(self.accounts.could_serve(provider) for provider in exchange.served.config.providers):
             return json_response(503, {"status": "unhealthy", "reason": "no account can serve"})
         return json_response(200, {"status": "ok"})
 
     def answer_models(self, exchange: Exchange) -> HttpResponse:
         """The models of all providers; the first provider of an id is its own."""
-        unique = {model["id"]: model for model in reversed(self._models)}
-        models = [unique[key] for key in dict.fromkeys(model["id"] for model in self._models)]
+        unique = {model["id"]: model for model in reversed(exchange.served.models)}
+        models = [unique[key] for key in dict.fromkeys(model["id"] for model in exchange.served.models)]
         return json_response(200, page_of_models(models, exchange.request.query))
 
     def answer_model(self, exchange: Exchange) -> HttpResponse:
         """One model; OpenAI's SDK percent-encodes a slash in an id."""
         wanted = urllib.parse.unquote(exchange.path[len("/v1/models/"):])
-        for model in self._models:
+        for model in exchange.served.models:
             if model["id"] == wanted:
                 return json_response(200, model)
         raise RequestError(404, "no such model: %s" % wanted)
@@ -6000,13 +6930,13 @@ class Engine:
         """The providers; ``active`` is whether one could serve now."""
         data = [{"name": provider.name, "type": provider.owned_by,
                  "base_url": str(provider.base_url), "models": list(provider.models),
-                 "active": can_serve(provider)}
-                for provider in self.config.providers]
+                 "active": self.accounts.could_serve(provider)}
+                for provider in exchange.served.config.providers]
         return json_response(200, {"object": "list", "data": data})
 
     def answer_telemetry(self, exchange: Exchange) -> HttpResponse:
         """Clients report their use to the base URL; it stays here unless told otherwise."""
-        if self.config.telemetry == "forward":
+        if exchange.served.config.telemetry == "forward":
             return self.forward_as_it_is(exchange)
         return json_response(200, {})
 
@@ -6026,15 +6956,17 @@ class Engine:
         body = document.values()
         model = exchange.record.model = body["model"]
         counts = exchange.record.route == "count_tokens"
-        if not counts and self.config.warmup == "intercept" and is_warmup(body["messages"]):
+        if not counts and body.get("stream") is True:
+            self._keep_alive(exchange)
+        if not counts and exchange.served.config.warmup == "intercept" and is_warmup(body["messages"]):
             return self._answer_warmup(exchange, body)
-        background = self.config.routing.background_model
+        background = exchange.served.config.routing.background_model
         if background and not counts and is_background_task(body):
             body = dict(body, model=background)
             model = background
             exchange.edits.append("background_model")
-        providers = candidate_providers(self.config, model)
-        collect = "never" if counts else self.config.stream.collect
+        providers = candidate_providers(exchange.served.config, model)
+        collect = "never" if counts else exchange.served.config.stream.collect
         bodies = {provider.name: self._prepared(document, body, provider, collect)
                   for provider in providers}
         if not counts:
@@ -6045,6 +6977,20 @@ class Engine:
             return self._answer_estimate(exchange, counted_as)
         response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
         return self._answer_estimate(exchange, counted_as) if has_no_count(response) else response
+
+    def _keep_alive(self, exchange: Exchange) -> None:
+        """From now on the client of a stream is kept waiting with its head, then with pings."""
+        settings, begin = exchange.served.config.stream, exchange.request.begin_answer
+        if settings.hold_seconds <= 0 or begin is None:
+            return
+
+        def begin_stream() -> Callable[[bytes], None]:
+            assert begin is not None
+            head = HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS])
+            return begin(self._with_our_headers(exchange, head))
+
+        exchange.heartbeat = Heartbeat(exchange.request.peer, begin_stream, settings.hold_seconds,
+                                       settings.ping_seconds, self._monotonic)
 
     @staticmethod
     def _prepared(document: JsonDocument, body: Body, provider: Provider, collect: str,
@@ -6094,7 +7040,7 @@ class Engine:
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
         self._check_rate(exchange)
-        provider = next((provider for provider in self.config.providers
+        provider = next((provider for provider in exchange.served.config.providers
                          if provider.enabled and provider.type == "anthropic"), None)
         if provider is None:
             raise NoUsableAccount("no provider is enabled that could take this path")
@@ -6107,7 +7053,7 @@ class Engine:
             repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
-        key = self._key_settings.get(exchange.record.key)
+        key = exchange.served.key_settings.get(exchange.record.key)
         seconds = self._rates.admit(key) if key is not None else 0.0
         if seconds > 0:
             raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
@@ -6116,223 +7062,317 @@ class Engine:
     # -- attempts
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
-        """At most ``max_attempts`` calls, each on the best candidate not yet tried."""
+        """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
         providers = usable_providers(plan.providers, bool(exchange.own_credentials))
         if plan.providers and not providers:
             raise RequestError(
                 401, "provider %s has no account here and the request brought no credential of "
                      "its own (an x-api-key or Authorization header)" % plan.providers[0].name,
                 CHALLENGE)
-        tried: list[Lease] = []
+        config = exchange.served.config
+        exchange.plan = plan
+        exchange.attempts = attempts = Attempts(
+            self.accounts, self._wanted(exchange, plan, providers), config.routing, config.retry,
+            self._monotonic, self._chance)
         failures: list[Failure] = []
-        while exchange.calls_count < self.config.retry.max_attempts:
-            lease = self.accounts.acquire(providers, plan.model, tried)
-            if lease is None:
-                break
-            tried.append(lease)
-            result = self._attempt(exchange, plan, lease)
-            if isinstance(result, HttpResponse) and self._may_repair(exchange, result):
-                again = self._without_thinking(exchange, plan, lease)
-                if again is not plan:
-                    plan = again
-                    self.accounts.take(lease)
-                    result = self._attempt(exchange, plan, lease)
+        while True:
+            step = attempts.step()
+            if step is None:
+                return self._all_failed(exchange, failures)
+            if not isinstance(step, Lease):
+                self._transport.pause(step, exchange.watch)
+                continue
+            result = self._attempt(exchange, step)
             if isinstance(result, HttpResponse):
                 return result
             failures.append(result)
-            if result.decision.action == "give_up":
-                break
-        return self._all_failed(exchange, plan, failures)
 
-    def _may_repair(self, exchange: Exchange, response: HttpResponse) -> bool:
-        """Whether an answer refuses a thinking signature to a client that cannot mend that.
+    @staticmethod
+    def _wanted(exchange: Exchange, plan: Plan, providers: Sequence[Provider]) -> Wanted:
+        """What the request wants of the pool; a conversation matters where there is a choice."""
+        found = [candidate for provider in providers
+                 for candidate in candidates(provider, plan.model)]
+        session = ""
+        if exchange.served.config.routing.sticky and len(found) > 1 and exchange.document:
+            session = conversation_key(exchange.request.headers, exchange.document.values())
+        models = {provider.name: plan.bodies[provider.name].model for provider in providers}
+        return Wanted(found, session, plan.model, models, exchange.record.route == "messages")
 
-        Claude Code mends it itself, and must see the refusal (contract section 9).
+    def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
+        """What one lease gives: an answer for the client, or a failure.
+
+        One call as a rule, one more with a renewed credential or a mended body.
+        The lease is given back here, or at the end of the stream that took it.
         """
-        agent = exchange.request.headers.get("user-agent")
-        return (exchange.record.route == "messages" and response.status == 400
-                and exchange.calls_count < self.config.retry.max_attempts
-                and not agent.startswith("claude-cli/")
-                and "thinking_signature" not in exchange.edits
-                and refuses_signature(response.body))
-
-    def _without_thinking(self, exchange: Exchange, plan: Plan, lease: Lease) -> Plan:
-        """The plan with all thinking blocks left out for one provider; the same if it had none.
-
-        A tool loop without its thinking blocks is refused while thinking is asked
-        for by a budget: then that goes, too.
-        """
-        assert exchange.document is not None
-        body = dict(exchange.document.values(), model=plan.model)
-        asked = body.get("thinking")
-        if isinstance(asked, dict) and asked.get("type") == "enabled":
-            body = without_keys(body, "thinking")
-        again = self._prepared(exchange.document, body, lease.provider,
-                               self.config.stream.collect, "drop")
-        if again.body == plan.bodies[lease.provider.name].body or "thinking" not in again.edits:
-            return plan
-        exchange.edits.append("thinking_signature")
-        return plan._replace(bodies=dict(plan.bodies, **{lease.provider.name: again}))
-
-    def _attempt(self, exchange: Exchange, plan: Plan,
-                 lease: Lease) -> Union[HttpResponse, Failure]:
-        """One call on one account: an answer to relay, or a failure.
-
-        The lease is released here, or by the relay that took it over.
-        """
-        began = self._monotonic()
-        exchange.calls_count += 1
-        outcome = Outcome("client_left")
-        taken_over = False
+        attempts = exchange.attempts
+        result: Optional[Result] = None
         try:
-            call = self._call(exchange, plan, lease)
-            call.may_resend = exchange.may_resend
-            try:
-                upstream = self._transport.send(call)
-            finally:
-                exchange.may_resend = call.may_resend
-            try:
-                outcome = outcome_of(upstream, lease, plan)
-                decision = decide(outcome)
-                if decision.action != "relay":
-                    return self._kept_failure(lease, upstream, decision)
-                response = self._relay(exchange, plan, lease, upstream)
-                taken_over = not isinstance(response.body, bytes)
-                return response
-            finally:
-                if not taken_over:
-                    upstream.close()
-        except UpstreamSaidError as error:
-            outcome = Outcome("answer", error.status, False, lease.account is None)
-            response = HttpResponse(error.status, [("Content-Type", "application/json")],
-                                    masked(lease, error.body))
-            decision = decide(outcome)
-            if decision.action != "relay":
-                return Failure(lease, decision, None, response)
-            response.headers.extend(told_of(exchange, lease))
-            return response
-        except UpstreamError as error:
-            outcome = Outcome(error.kind, repeatable=plan.repeatable)
-            return Failure(lease, decide(outcome), error)
+            result = self._call(exchange, lease)
+            if result.decision.blame and attempts.may_repeat() and self._renewed(exchange, lease):
+                attempts.repeated(lease)
+                result = self._call(exchange, lease)
+            if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
+                    exchange, lease):
+                attempts.repeated(lease)
+                result = self._call(exchange, lease)
         finally:
+            if result is None:
+                self.accounts.release(lease, attempts.wanted)
+        decision, response = result.decision, result.response
+        if response is not None and decision.action in ("relay", "mend"):
+            if isinstance(response.body, bytes):
+                self._told(lease, decision, self.accounts.release(
+                    lease, attempts.wanted, decision, result.outcome))
+            return self._given(exchange, lease, response)
+        self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
+        return Failure(lease, decision, result.error, response)
+
+    def _told(self, lease: Lease, decision: Decision, rests_seconds: float) -> None:
+        """Log that an account rests."""
+        if rests_seconds > 0:
+            self._log.message("warning", "account %s %s for %.0f s (%s)"
+                              % (lease.name, "is out" if decision.blame else "rests",
+                                 rests_seconds, decision.case))
+
+    def _renewed(self, exchange: Exchange, lease: Lease) -> bool:
+        """Whether an account whose credential was refused has another one now."""
+        return False
+
+    def _call(self, exchange: Exchange, lease: Lease) -> Result:
+        """One upstream call, its attempt in the record, and what follows from it."""
+        began = self._monotonic()
+        plan = exchange.plan
+        outcome, response, error = Outcome("client_left"), None, None
+        upstream: Optional[UpstreamResponse] = None
+        try:
+            upstream = self._send(exchange, lease)
+            outcome, response = self._received(exchange, lease, upstream)
+        except UpstreamError as failure:
+            error = failure
+            outcome = Outcome(failure.kind, transparent=lease.account is None,
+                              repeatable=plan.repeatable, ready_in=failure.retry_after)
+        finally:
+            if upstream is not None and (response is None or isinstance(response.body, bytes)):
+                upstream.close()
+            decision = decide(outcome)
             exchange.record.attempts.append(Attempt(
                 lease.provider.name, lease.account.name if lease.account else "",
-                outcome.kind, outcome.status, round(self._monotonic() - began, 6)))
-            if not taken_over:
-                self.accounts.release(lease, outcome)
+                outcome.kind, outcome.status, round(self._monotonic() - began, 6),
+                decision.case, round(began - exchange.began, 6)))
+        return Result(outcome, decision, response, error)
 
-    def _call(self, exchange: Exchange, plan: Plan, lease: Lease) -> UpstreamCall:
+    def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
+        """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
         request, provider = exchange.request, lease.provider
-        body = plan.bodies[provider.name].body
-        dropped = plan.bodies[provider.name].drop_betas
-        target = provider.base_url.prefix + plan.path
-        query = "&".join(part for part in request.query.split("&") if not self._holds_key(part))
+        sent = exchange.plan.bodies[provider.name]
+        target = provider.base_url.prefix + exchange.plan.path
+        query = "&".join(part for part in request.query.split("&")
+                         if not exchange.holds_key(part))
         if query:
             target += "?" + query
         pairs = upstream_headers(
             request.headers,
             provider.base_url.authority,
-            None if body is None else len(body),
-            lease.account.credentials() if lease.account else exchange.own_credentials,
-            provider.betas._replace(drop=provider.betas.drop + dropped),
+            None if sent.body is None else len(sent.body),
+            lease.credentials() if lease.account else exchange.own_credentials,
+            provider.betas._replace(drop=provider.betas.drop + sent.drop_betas),
             provider.headers,
         )
-        pairs = [pair for pair in pairs if not self._holds_key(pair[1])]
-        return UpstreamCall(request.method, provider, target, pairs, body or b"",
-                            self.config.timeouts, request.peer)
-
-    def _holds_key(self, text: str) -> bool:
-        """Whether a gateway key stands in some other place than where keys are read.
-
-        Asked only of clients that have shown a key, or need none.
-        """
-        return any(key.key.reveal() in text for key in self.config.auth.api_keys)
-
-    def _kept_failure(self, lease: Lease, upstream: UpstreamResponse,
-                      decision: Decision) -> Failure:
-        """An upstream's refusal, read and kept in case nobody else serves."""
+        call = UpstreamCall(request.method, provider, target,
+                            [pair for pair in pairs if not exchange.holds_key(pair[1])],
+                            sent.body or b"", exchange.served.config.timeouts, exchange.watch)
+        call.may_resend = exchange.may_resend
         try:
-            body = read_at_most(upstream, MAX_ERROR_BODY_BYTES, ERROR_BODY_SECONDS,
-                                self._monotonic)
+            return self._transport.send(call)
+        finally:
+            exchange.may_resend = call.may_resend
+
+    def _received(self, exchange: Exchange, lease: Lease,
+                  upstream: UpstreamResponse) -> tuple[Outcome, HttpResponse]:
+        """What an answer means, and what of it would go down.
+
+        A stream comes back held at its first content; an error event before that
+        is an answer with the status of its type.  Raises UpstreamError.
+        """
+        self._take_over(exchange, lease)
+        limits = rate_limits(upstream.headers, self._wall_clock())
+        outcome = Outcome("answer", upstream.status, transparent=lease.account is None,
+                          repeatable=exchange.plan.repeatable, limits=limits)
+        if upstream.status >= 400:
+            body = self._error_body(upstream)
+            outcome = outcome._replace(
+                final=upstream.headers.get("x-should-retry").lower() == "false",
+                says=error_topic(upstream.status, body),
+                ready_in=told_wait(upstream.headers, limits, self._wall_clock()))
+            return outcome, whole_answer(lease, upstream, body)
+        if upstream.status >= 300 and upstream.status != 304:
+            # Nobody is to follow it with a key in hand.
+            raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
+        answer = self._answer(exchange, lease, upstream)
+        if isinstance(answer, HttpResponse):
+            exchange.record.first_byte_seconds = self._monotonic() - exchange.began
+            self.accounts.answered(lease, exchange.attempts.wanted, limits)
+            return outcome, answer
+        refusal = error_answer(lease, upstream, answer)
+        assert isinstance(refusal.body, bytes)
+        says = error_topic(refusal.status, refusal.body)
+        return outcome._replace(status=refusal.status, says=says), refusal
+
+    def _error_body(self, upstream: UpstreamResponse) -> bytes:
+        """The body of a refusal; where another account waits it must not take long."""
+        moves_on = decide(Outcome("answer", upstream.status)).action == "next"
+        try:
+            if moves_on:
+                return read_at_most(upstream, MAX_ERROR_BODY_BYTES, ERROR_BODY_SECONDS,
+                                    self._monotonic)
+            return read_at_most(upstream, MAX_COLLECTED_BYTES)
         except ShuttingDown:
             raise
         except UpstreamError as error:
+            if not moves_on:
+                raise
             # Its status and headers (retry-after) still tell the client most.
             told = anthropic_error(ERROR_TYPES.get(upstream.status, "api_error"),
                                    "the upstream's error body broke off: %s" % error, "")
-            body = json.dumps(told).encode("ascii")
-        return Failure(lease, decision, None, whole_answer(lease, upstream, body))
+            return json.dumps(told).encode("ascii")
 
-    def _all_failed(self, exchange: Exchange, plan: Plan,
-                    failures: Sequence[Failure]) -> HttpResponse:
-        """The best answer seen; else what went wrong in our words."""
+    def _mended(self, exchange: Exchange, lease: Lease) -> bool:
+        """Whether a refused thinking signature was mended: all thinking blocks left out.
+
+        Claude Code mends it itself, and must see the refusal (contract section 9).
+        A tool loop without its thinking blocks is refused while thinking is asked
+        for by a budget: then that goes, too.
+        """
+        agent = exchange.request.headers.get("user-agent")
+        if (agent.startswith("claude-cli/") or exchange.record.route != "messages"
+                or "thinking_signature" in exchange.edits):
+            return False
+        assert exchange.document is not None
+        plan, provider = exchange.plan, lease.provider
+        body = dict(exchange.document.values(), model=plan.model)
+        asked = body.get("thinking")
+        if isinstance(asked, dict) and asked.get("type") == "enabled":
+            body = without_keys(body, "thinking")
+        again = self._prepared(exchange.document, body, provider,
+                               exchange.served.config.stream.collect, "drop")
+        if again.body == plan.bodies[provider.name].body or "thinking" not in again.edits:
+            return False
+        exchange.edits.append("thinking_signature")
+        exchange.plan = plan._replace(bodies=dict(plan.bodies, **{provider.name: again}))
+        return True
+
+    # -- when all have failed
+
+    def _all_failed(self, exchange: Exchange, failures: Sequence[Failure]) -> HttpResponse:
+        """The best answer seen; else what went wrong in our words (contract section 9)."""
+        hopeless = all(failure.decision.hopeless for failure in failures)
+        if hopeless and exchange.attempts.ready_in(hopeful=True) < math.inf:
+            raise self._nobody_ready(exchange)
         if not failures:
-            raise NoUsableAccount("no account is configured that could serve %s"
-                                  % (plan.model or exchange.path))
+            raise self._nobody_usable(exchange)
         best = max(reversed(failures), key=lambda failure: failure.rank)
-        self._take_over(exchange, best.lease, plan)
+        self._take_over(exchange, best.lease)
+        told = told_of(exchange, best.lease)
+        if hopeless:
+            told.append(("x-should-retry", "false"))
         if best.rank and best.response is not None:
-            best.response.headers.extend(told_of(exchange, best.lease))
-            return best.response
+            if hopeless:
+                best.response.headers = pairs_without(best.response.headers, ("x-should-retry",))
+                best.response.headers.append(told.pop())
+            return self._given(exchange, best.lease, best.response)
         if best.error is not None and not best.decision.blame:
             best.error.message = "%s (%s)" % (best.error.message, best.lease.name)
-            best.error.headers = tuple(told_of(exchange, best.lease))
+            best.error.headers = tuple(told)
             raise best.error
         raise NoUsableAccount(
-            "the upstream refused the credential of account %s" % best.lease.name,
-            [*told_of(exchange, best.lease), ("x-should-retry", "false")])
+            "the upstream refused the credential of account %s" % best.lease.name, told)
 
-    # -- the relay
+    def _nobody_ready(self, exchange: Exchange) -> GatewayError:
+        """A 429 of ours: who rests, and when to come back."""
+        wait = exchange.attempts.ready_in(hopeful=True)
+        resting = ["%s (%s)" % (candidate.name, state["last_error"] or "at its limit")
+                   for candidate in exchange.attempts.wanted.candidates if candidate.account
+                   for state in [self.accounts.snapshot(candidate)] if state["state"] != "out"]
+        more = len(resting) - MAX_NAMED_ACCOUNTS
+        names = ", ".join(resting[:MAX_NAMED_ACCOUNTS]) + (" and %d more" % more if more > 0 else "")
+        return NobodyReady("no account is ready: %s; the soonest is in %d s"
+                           % (names, math.ceil(wait)), [("retry-after", retry_after_text(wait))])
 
-    @staticmethod
-    def _take_over(exchange: Exchange, lease: Lease, plan: Plan) -> None:
-        """Write into the record who answered."""
+    def _nobody_usable(self, exchange: Exchange) -> GatewayError:
+        """A 502 of ours: there is no account, or each one's credential was refused."""
+        out = [candidate.name for candidate in exchange.attempts.wanted.candidates]
+        if not out:
+            return NoUsableAccount("no account is configured that could serve %s"
+                                   % (exchange.plan.model or exchange.path))
+        return NoUsableAccount("the upstream refused the credential of account %s"
+                               % ", ".join(out[:MAX_NAMED_ACCOUNTS]), [("x-should-retry", "false")])
+
+    # -- what goes down
+
+    def _take_over(self, exchange: Exchange, lease: Lease) -> None:
+        """Write into the record who answers."""
+        prepared_body = exchange.plan.bodies[lease.provider.name]
         exchange.record.provider = lease.provider.name
         exchange.record.account = lease.account.name if lease.account else ""
-        exchange.record.mapped_model = plan.bodies[lease.provider.name].model
-        exchange.record.edits = [*exchange.edits, *plan.bodies[lease.provider.name].edits]
+        exchange.record.mapped_model = prepared_body.model
+        exchange.record.edits = [*exchange.edits, *prepared_body.edits]
 
-    def _relay(self, exchange: Exchange, plan: Plan, lease: Lease,
-               upstream: UpstreamResponse) -> HttpResponse:
-        """The answer to send down: collected where it must be whole, else as it comes."""
-        self._take_over(exchange, lease, plan)
-        exchange.record.first_byte_seconds = self._monotonic() - exchange.began
-        if 300 <= upstream.status < 400 and upstream.status != 304:
-            # Nobody is to follow it with a key in hand.
-            raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
+    def _given(self, exchange: Exchange, lease: Lease, response: HttpResponse) -> HttpResponse:
+        """An upstream's answer with our headers; a 429 says when somebody is ready."""
+        if response.status == 429:
+            response.headers = pairs_without(response.headers, ("retry-after", "retry-after-ms"))
+            wait = exchange.attempts.ready_in()
+            if wait < math.inf:
+                response.headers.append(("retry-after", retry_after_text(wait)))
+        response.headers.extend(told_of(exchange, lease))
+        return response
+
+    def _answer(self, exchange: Exchange, lease: Lease,
+                upstream: UpstreamResponse) -> Union[HttpResponse, dict]:
+        """A good answer: collected where it must be whole, else as it comes.
+
+        Gives the error event instead where a stream begins with one.  Raises UpstreamError.
+        """
         is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
-        is_head = exchange.request.method == "HEAD"
-        if is_stream and plan.bodies[lease.provider.name].collects:
+        if is_stream and exchange.plan.bodies[lease.provider.name].collects:
             return self._collected(exchange, lease, upstream)
-        if not (is_stream or is_head) and (plan.whole or upstream.status >= 400):
-            body = read_at_most(upstream, MAX_COLLECTED_BYTES)
-            if plan.whole and upstream.status < 300:
-                note_answer(exchange.record, checked_answer(upstream.headers, body))
-            response = whole_answer(lease, upstream, body)
-            response.headers.extend(told_of(exchange, lease))
-            return response
+        if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
+            whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
+            note_answer(exchange.record, checked_answer(upstream.headers, whole))
+            return whole_answer(lease, upstream, whole)
+        is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
+        body = RelayBody(exchange, upstream, lease, is_messages)
+        if is_messages and exchange.served.config.stream.hold_seconds > 0:
+            error = body.hold()
+            if error is not None:
+                return error
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
         headers = shown_headers(lease, upstream)
         if is_stream:
             headers = pairs_without(headers, ("cache-control", "x-accel-buffering"))
             headers.extend(STREAM_HEADERS)
-        headers.extend(told_of(exchange, lease))
         self._forget_document(exchange)
         # A stream's length, should one be told, would not cover an error event.
-        length = None if is_stream else upstream.length
-        is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
-        body = RelayBody(exchange, upstream, lease, is_messages)
+        return HttpResponse(upstream.status, headers, body, None if is_stream else upstream.length,
+                            partial(self._stream_over, exchange, lease, body))
 
-        def close(ended: str) -> None:
-            body.close()
-            self.accounts.release(lease, Outcome("answer", upstream.status))
-
-        return HttpResponse(upstream.status, headers, body, length, close)
+    def _stream_over(self, exchange: Exchange, lease: Lease, body: RelayBody, ended: str) -> None:
+        """The end of an answer that was relayed as it came: its lease is given back."""
+        body.close()
+        wanted, outcome = exchange.attempts.wanted, body.outcome(lease.account is None)
+        if outcome is None:
+            self.accounts.release(lease, wanted)
+            return
+        decision = decide(outcome)
+        self._told(lease, decision, self.accounts.release(lease, wanted, decision, outcome))
 
     def _collected(self, exchange: Exchange, lease: Lease,
-                   upstream: UpstreamResponse) -> HttpResponse:
+                   upstream: UpstreamResponse) -> Union[HttpResponse, dict]:
         """A stream that was asked for in the client's stead, as the message it makes.
 
-        Raises UpstreamError where it breaks: nothing of it has gone down yet.
+        Gives the error event where there is one, wherever it comes.  Raises
+        UpstreamError where the stream breaks: nothing of it has gone down yet.
         """
         collector = MessageCollector()
         while True:
@@ -6341,7 +7381,7 @@ class Engine:
                 break
             collector.feed(data)
             if collector.error is not None:
-                raise said_error(collector.error)
+                return collector.error
         message = collector.message()
         note_answer(exchange.record, message)
         try:
@@ -6352,8 +7392,56 @@ class Engine:
         response = whole_answer(lease, upstream, text.encode("ascii"))
         response.headers = pairs_without(response.headers, ("content-type", "cache-control"))
         response.headers.append(("Content-Type", "application/json"))
-        response.headers.extend(told_of(exchange, lease))
         return response
+
+
+class Heartbeat(Watch):
+    """The client of a stream that has nothing to show yet; it keeps the connection alive.
+
+    Whoever waits for an upstream calls ``beat``.  After ``hold_seconds`` that sends
+    the head of the answer (``begin``), and from then on a ping after every
+    ``ping_seconds`` of silence, until ``stop``.
+    """
+
+    PING = encode_sse_event("ping", {"type": "ping"})
+
+    def __init__(self, peer: Watch, begin: Callable[[], Callable[[bytes], None]],
+                 hold_seconds: float, ping_seconds: float,
+                 monotonic: Callable[[], float]) -> None:
+        self._peer = peer
+        self._begin = begin
+        self._ping_seconds = ping_seconds
+        self._monotonic = monotonic
+        self._due = monotonic() + hold_seconds
+        self._send: Optional[Callable[[bytes], None]] = None
+
+    @property
+    def began(self) -> bool:
+        """Whether the head has gone."""
+        return self._send is not None
+
+    def fileno(self) -> int:
+        """The client's descriptor."""
+        return self._peer.fileno()
+
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._peer.gone()
+
+    def beat(self) -> float:
+        """Send what is due; the seconds until the next is.  Raises ClientGone."""
+        now = self._monotonic()
+        if now >= self._due:
+            if self._send is None:
+                self._send = self._begin()
+            else:
+                self._send(self.PING)
+            self._due = self._monotonic() + self._ping_seconds
+        return self._due - now
+
+    def stop(self) -> None:
+        """The answer itself goes on from here."""
+        self._due = math.inf
 
 
 class RelayBody:
@@ -6369,25 +7457,55 @@ class RelayBody:
         self._upstream = upstream
         self._mask = KeyMask(maskable_key(lease))
         self._tracker = StreamTracker() if is_messages else None
+        self._held = b""
+        self._ended = False
+        self._error: Optional[UpstreamError] = None
+
+    def hold(self) -> Optional[dict]:
+        """Read up to the first content, under bounds; gives an error event that comes before.
+
+        Raises UpstreamError where the stream breaks, or ends, before either.
+        """
+        tracker = self._tracker
+        assert tracker is not None
+        pieces, total = [], 0
+        while not (tracker.content_started or tracker.complete or self._ended
+                   or tracker.events_count >= MAX_HELD_EVENTS or total >= MAX_HELD_BYTES):
+            chunk = self._read()
+            tracker.feed(chunk)
+            pieces.append(chunk)
+            total += len(chunk)
+        self._held = b"".join(pieces)
+        if self._ended:
+            self._check_complete()
+        return None if tracker.content_started else tracker.error
+
+    def _read(self) -> bytes:
+        """The next bytes to go down; sets ``_ended`` at the end of the body."""
+        data = self._upstream.read()
+        self._ended = not data
+        return self._mask.feed(data) if data else self._mask.close()
 
     def __iter__(self) -> Iterator[bytes]:
         record, tracker = self._exchange.record, self._tracker
         try:
-            while True:
-                data = self._upstream.read()
-                chunk = self._mask.feed(data) if data else self._mask.close()
+            if self._held:
+                chunk, self._held = self._held, b""
+                record.bytes_out += len(chunk)
+                yield chunk
+            while not self._ended:
+                chunk = self._read()
                 if chunk:
                     record.bytes_out += len(chunk)
                     yield chunk
                     # Looked at after it went down: the client waits for nothing of it.
                     if tracker is not None:
                         tracker.feed(chunk)
-                if not data:
-                    break
             self._check_complete()
         except UpstreamError as error:
             if tracker is not None and tracker.complete:
                 return  # all of the message has gone down: nothing is missing
+            self._error = error
             record.ended = "upstream_broke"
             record.error = error.message
             if tracker is None:
@@ -6401,6 +7519,15 @@ class RelayBody:
         tracker = self._tracker
         if tracker is not None and not tracker.complete and not tracker.blind:
             raise UpstreamBroke("the upstream's stream ended before the message was complete")
+
+    def outcome(self, transparent: bool) -> Optional[Outcome]:
+        """What the end of the stream says about the account; None for nothing bad."""
+        if self._error is not None:
+            return Outcome(self._error.kind, transparent=transparent)
+        if self._tracker is not None and self._tracker.error is not None:
+            status = status_of_error(self._tracker.error)
+            return Outcome("answer", status, transparent=transparent)
+        return None
 
     def close(self) -> None:
         """Close the upstream call and note what the stream told."""
@@ -6461,17 +7588,45 @@ def note_answer(record: RequestRecord, message: Mapping[str, Any]) -> None:
     record.stop_reason = reason[:MAX_TOLD_CHARS] if isinstance(reason, str) else ""
 
 
-def outcome_of(upstream: UpstreamResponse, lease: Lease, plan: Plan) -> Outcome:
-    """What a response head means to the retry policy."""
-    return Outcome("answer", upstream.status,
-                   upstream.headers.get("x-should-retry").lower() == "false",
-                   lease.account is None, plan.repeatable)
+def status_of_error(event: Mapping[str, Any]) -> int:
+    """The status that the API gives to the type in an error event; 500 for none known."""
+    error = event.get("error")
+    kind = error.get("type") if isinstance(error, dict) else None
+    return STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
+
+
+def error_answer(lease: Lease, upstream: UpstreamResponse, event: Mapping[str, Any]) -> HttpResponse:
+    """An error event, before which nothing has gone down, as the answer that it stands for."""
+    body = json.dumps(dict({"type": "error", "error": {}}, **event)).encode("ascii")
+    response = whole_answer(lease, upstream, body)
+    response.status = status_of_error(event)
+    response.headers = pairs_without(response.headers, ("content-type", "cache-control"))
+    response.headers.append(("Content-Type", "application/json"))
+    return response
+
+
+def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
+    """What is left to say once the head of a stream has gone: an error is an event then.
+
+    A stream goes on as it is.  A message that came as JSON although a stream was
+    asked for cannot be told any more.
+    """
+    if not isinstance(response.body, bytes):
+        return response
+    value = json_object(response.body) or {}
+    if not isinstance(value.get("error"), dict):
+        told = "upstream answered with status %d and no stream" % response.status
+        value = anthropic_error(ERROR_TYPES.get(response.status, "api_error"), told, exchange.id)
+    exchange.record.error = exchange.record.error or "status %d" % response.status
+    exchange.record.ended = "upstream_broke"
+    event = encode_sse_event("error", dict({"type": "error"}, **value))
+    return HttpResponse(200, (), iter([event])).then(response.close)
 
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
     """Our headers that tell a client who answered."""
     pairs = [("X-Gateway-Provider", lease.provider.name),
-             ("X-Gateway-Attempts", str(exchange.calls_count))]
+             ("X-Gateway-Attempts", str(exchange.attempts.calls_count))]
     if lease.account is not None:
         pairs.append(("X-Account-Email", lease.account.name))
     if exchange.record.mapped_model:
@@ -6495,7 +7650,7 @@ def shown_headers(lease: Lease, upstream: UpstreamResponse) -> list[tuple[str, s
 
 def maskable_key(lease: Lease) -> str:
     """The account's key where an answer must not quote it, or ""."""
-    secret = lease.account.secret.reveal() if lease.account is not None else ""
+    secret = lease.secret.reveal() if lease.secret is not None else ""
     return secret if len(secret) >= MIN_MASKED_CHARS else ""
 
 
@@ -6505,34 +7660,16 @@ def masked(lease: Lease, data: bytes) -> bytes:
     return data.replace(secret, b"*" * len(secret)) if secret else data
 
 
-def said_error(event: Mapping[str, Any]) -> UpstreamSaidError:
-    """The error in the ``error`` event of a stream that was to be collected."""
-    error = event.get("error")
-    kind = error.get("type") if isinstance(error, dict) else None
-    status = STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
-    body = json.dumps(dict({"type": "error", "error": {}}, **event)).encode("ascii")
-    return UpstreamSaidError(status, "the upstream's stream ended in an error", body)
-
-
 def has_no_count(response: HttpResponse) -> bool:
     """Whether an upstream does not count tokens: it says so, or its count is none.
 
     A 404 whose message names the model is about the model.
     """
-    value = (json_object(response.body) if isinstance(response.body, bytes) else None) or {}
+    body = response.body if isinstance(response.body, bytes) else b""
     if response.status < 300:
-        tokens = value.get("input_tokens")
+        tokens = (json_object(body) or {}).get("input_tokens")
         return not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= 0
-    error = value.get("error")
-    message = error.get("message") if isinstance(error, dict) else None
-    names_model = isinstance(message, str) and "model" in message.lower()
-    return response.status in (404, 405, 501) and not names_model
-
-
-def refuses_signature(body: Any) -> bool:
-    """Whether an error body refuses the signature of a thinking block."""
-    text = body.lower() if isinstance(body, bytes) else b""
-    return b"signature" in text and b"thinking" in text
+    return response.status in (404, 405, 501) and error_topic(response.status, body) != "model"
 
 
 class KeyMask:
@@ -6725,6 +7862,13 @@ def too_large(limit_bytes: int) -> RequestError:
     return RequestError(413, "request body larger than %d bytes" % limit_bytes)
 
 
+class Framing(NamedTuple):
+    """How an answer goes down: whether the connection stays, whether its body is chunked."""
+
+    keep: bool
+    chunked: bool
+
+
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     """One client connection: its requests one after the other.
 
@@ -6771,6 +7915,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self._head = Head("-", "-", 1, Headers())
         self._decoder = NoBody()
         self._continue_owed = False
+        self._begun: Optional[Framing] = None
 
     def _serve_one(self, raw: Union[bytes, RequestError]) -> bool:
         """One request and its answer; whether the connection may serve another."""
@@ -6780,7 +7925,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                 raise raw
             self._head = parse_request_head(raw)
             request = HttpRequest(self._head.method, self._head.target, self._head.headers,
-                                  self._read_body, self._client)
+                                  self._read_body, self._client, self._begin_answer)
             self._decoder = request_body_decoder(self._head)
             self._check_expectation()
             response = self.server.application.handle(request)
@@ -6804,6 +7949,12 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._timeouts.client_seconds)
         return self._client.read_body(self._decoder, limit_bytes, self._timeouts.client_seconds)
 
+    def _begin_answer(self, response: HttpResponse) -> Callable[[bytes], None]:
+        """Send the head of an answer whose body comes later; gives what sends pieces of it."""
+        framing = self._begun = self._framing(response)
+        self._client.send(self._head_bytes(response, framing), self._timeouts.client_seconds)
+        return partial(self._send_piece, framing)
+
     def _answer(self, response: HttpResponse) -> bool:
         """Write an answer and end its books; whether the connection stays.
 
@@ -6812,18 +7963,14 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         a while, so that the answer arrives.
         """
         unread = not self._decoder.done
-        keep = not (response.close_connection or wants_close(self._head.version,
-                                                             self._head.headers))
-        if unread and (self._continue_owed or not self._small_rest()):
-            keep = False
-        ended = "client_left"
+        keep, ended = False, "client_left"
         try:
-            keep = self._write(response, keep) and keep
+            keep = self._write(response)
             ended = ""
         except UpstreamError:
             # Told by RelayBody in the record; here the connection ends without
             # the end of its body.
-            keep, ended = False, "upstream_broke"
+            ended = "upstream_broke"
             if self._head.version == 0:
                 self._client.reset_on_close()
         finally:
@@ -6833,28 +7980,43 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self._lingers = not keep and not ended
         return keep
 
+    def _framing(self, response: HttpResponse) -> Framing:
+        """How an answer's body ends, and whether the connection may serve another."""
+        is_framed = response.length is not None or self._head.version == 1
+        keep = is_framed and not (response.close_connection or wants_close(
+            self._head.version, self._head.headers))
+        if not self._decoder.done and (self._continue_owed or not self._small_rest()):
+            keep = False
+        return Framing(keep, response.length is None and self._head.version == 1)
+
     def _small_rest(self) -> bool:
         return not isinstance(self._decoder, LengthBody) or (
             self._decoder.remaining <= MAX_KEPT_DRAIN_BYTES)
 
-    def _write(self, response: HttpResponse, keep: bool) -> bool:
-        """Head and body; whether the body's end can be seen without closing."""
+    def _head_bytes(self, response: HttpResponse, framing: Framing) -> bytes:
+        return framed_head(response, self._head, framing.keep, http_date(self.server.wall_clock()))
+
+    def _send_piece(self, framing: Framing, piece: bytes) -> None:
+        self._client.send(encode_chunk(piece) if framing.chunked else piece,
+                          self._timeouts.client_seconds)
+
+    def _write(self, response: HttpResponse) -> bool:
+        """Head, unless it has gone, and body; whether the connection may serve another."""
         seconds = self._timeouts.client_seconds
-        is_framed = response.length is not None or self._head.version == 1
-        head = framed_head(response, self._head, keep and is_framed,
-                           http_date(self.server.wall_clock()))
+        framing = self._begun or self._framing(response)
+        head = b"" if self._begun else self._head_bytes(response, framing)
         if self._head.method == "HEAD" or response.status in (204, 304):
             self._client.send(head, seconds)
         elif isinstance(response.body, bytes):
             self._client.send(head + response.body, seconds)
         else:
-            chunked = response.length is None and self._head.version == 1
-            self._client.send(head, seconds)
+            if head:
+                self._client.send(head, seconds)
             for chunk in response.body:
-                self._client.send(encode_chunk(chunk) if chunked else chunk, seconds)
-            if chunked:
+                self._send_piece(framing, chunk)
+            if framing.chunked:
                 self._client.send(LAST_CHUNK, seconds)
-        return is_framed
+        return framing.keep
 
     def _linger(self) -> None:
         """Read on for a while before closing: a reset would take the answer with it."""
@@ -7267,7 +8429,8 @@ class Gateway:
         transport = Transport(time.monotonic, self._proxy_chooser(), self._ca_files())
         try:
             config = self._with_demo(self.config)
-            engine = Engine(config, transport, self._log, time.monotonic, time.time, new_request_id)
+            engine = Engine(config, transport, self._log, time.monotonic, time.time,
+                            new_request_id, random.random)
             server = self._serve((config.host, config.port),
                                  Application(engine.handle, engine.refuse), config)
         except BaseException:
