@@ -1274,10 +1274,10 @@ def told_seconds(text: str, wall_now: float) -> Optional[float]:
     """
     text = text.strip()
     if DECIMAL.fullmatch(text):
-        number = float(text)
-        if number >= UNIX_MILLISECONDS_FROM:
-            number /= 1000
-        return max(0.0, number - wall_now) if number >= UNIX_TIME_FROM else number
+        value = float(text)
+        if value >= UNIX_MILLISECONDS_FROM:
+            value /= 1000
+        return max(0.0, value - wall_now) if value >= UNIX_TIME_FROM else value
     match = RFC_3339.fullmatch(text)
     try:
         if match is not None:
@@ -4636,7 +4636,9 @@ class Cooldown(NamedTuple):
         [0.0, 2.0, 4.0, 60.0]
         """
         doublings = in_a_row - self.free - 1
-        return min(self.first * 2.0 ** min(doublings, 30), self.ceiling) if doublings >= 0 else 0.0
+        if doublings < 0:
+            return 0.0
+        return float(min(self.first * 2.0 ** min(doublings, 30), self.ceiling))
 
 
 class Decision(NamedTuple):
