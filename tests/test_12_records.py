@@ -67,12 +67,13 @@ class RequestRecordTest(unittest.TestCase):
 
     def test_as_dict_is_json(self):
         record = self.record(seconds=1.23456789, first_byte_seconds=0.1234567)
-        record.attempts.append(gw.Attempt("p", "a", "answer", 529, 0.5))
+        record.attempts.append(gw.Attempt("p", "a", "answer", 529, 0.5, "failing", 1.25))
         record.usage.update({"input_tokens": 3, "output_tokens": 4, "cache_read_input_tokens": 5,
                              "cache_creation_input_tokens": 6})
         values = json.loads(json.dumps(record.as_dict()))
         self.assertEqual(values["attempts"], [{"provider": "p", "account": "a", "seconds": 0.5,
-                                               "outcome": "answer", "status": 529}])
+                                               "outcome": "answer", "status": 529,
+                                               "case": "failing", "began_seconds": 1.25}])
         self.assertEqual([values[name + "_tokens"] for name in
                           ("input", "output", "cache_read", "cache_write")], [3, 4, 5, 6])
         self.assertEqual((values["seconds"], values["first_byte_seconds"]), (1.234568, 0.123457))

@@ -15,6 +15,8 @@ from tests.running import provider
 from tests.running import running_gateway
 
 KEYED = {"api_keys": [CLIENT_KEY]}
+# For what one failed call looks like; what comes after it is test_15_attempts'.
+ONE_CALL = {"max_attempts": 1}
 
 
 def post(gateway, path="/v1/messages", body=MESSAGE, headers=()):
@@ -501,8 +503,9 @@ class StreamTest(unittest.TestCase):
         self.assertEqual((record["input_tokens"], record["output_tokens"], record["stop_reason"],
                           record["ended"]), (10, 3, "end_turn", "complete"))
 
-    def test_first_event_arrives_while_the_second_is_held_back(self):
+    def test_first_content_arrives_while_the_next_event_is_held_back(self):
         gate, events = support.Gate(), support.stream_events()
+        events[:2] = [events[0] + events[1]]  # message_start waits for the first content
 
         def script(connection):
             connection.read_request()
@@ -523,8 +526,10 @@ class StreamTest(unittest.TestCase):
 
     def test_one_write_per_upstream_read(self):
         """Each piece that the upstream sends is one chunk downstream, however it is cut."""
-        data = b"".join(support.stream_events())
-        pieces = [data[at:at + 50] for at in range(0, len(data), 50)]
+        events = support.stream_events()
+        data = b"".join(events[2:])
+        pieces = [events[0] + events[1]]
+        pieces += [data[at:at + 50] for at in range(0, len(data), 50)]
         gates = [support.Gate() for _ in pieces]
 
         def script(connection):
@@ -568,7 +573,8 @@ class StreamTest(unittest.TestCase):
 
         def script(connection):
             connection.read_request()
-            connection.send(support.SSE_HEAD + support.chunk(support.stream_events()[0]))
+            connection.send(support.SSE_HEAD + support.chunk(b"".join(
+                support.stream_events()[:2])))
             closed.append(connection.wait_closed("the gateway to close the call"))
 
         with support.ScriptedUpstream(script) as upstream:
@@ -630,6 +636,7 @@ class CutStreamTest(unittest.TestCase):
     def setUp(self):
         events = support.stream_events("Hi")
         self.body = b"".join(events)
+        self.content = len(events[0] + events[1])
         self.stop = self.body.index(b"event: message_stop")
 
     def cut_answer(self, at, how):
@@ -645,15 +652,23 @@ class CutStreamTest(unittest.TestCase):
                 connection.reset()
 
         with support.ScriptedUpstream(script) as upstream:
-            with running_gateway(provider(upstream)) as gateway:
+            with running_gateway(provider(upstream), retry=ONE_CALL) as gateway:
                 told = post(gateway, body=STREAM_MESSAGE)
                 support.eventually(lambda: gateway.status()["leases"] == 0, "the lease")
                 self.assertEqual(gateway.status()["upstream_active"], 0)
                 return told, only_record(gateway)
 
+    def test_before_content_it_is_a_plain_error(self):
+        for at in range(0, self.content):
+            how = ("close", "clean", "reset")[at % 3]
+            with self.subTest(at=at, how=how):
+                told, record = self.cut_answer(at, how)
+                self.assertEqual((told.status, told.json()["error"]["type"]), (502, "api_error"))
+                self.assertEqual(record["attempts"][0]["case"], "failing")
+
     def test_ends_in_one_error_event_wherever_it_is_cut(self):
         ways = ("close", "clean", "reset")
-        for at in range(0, self.stop):
+        for at in range(self.content, self.stop):
             how = ways[at % 3]
             with self.subTest(at=at, how=how):
                 told, record = self.cut_answer(at, how)
@@ -683,7 +698,7 @@ class CutStreamTest(unittest.TestCase):
     def test_silence_ends_in_a_timeout_error_event(self):
         def script(connection):
             connection.read_request()
-            connection.send(support.SSE_HEAD + support.chunk(self.body[:200]))
+            connection.send(support.SSE_HEAD + support.chunk(self.body[:self.content]))
             connection.wait_closed("the gateway to give up")
 
         with support.ScriptedUpstream(script) as upstream:
@@ -694,11 +709,11 @@ class CutStreamTest(unittest.TestCase):
 
     def test_length_told_for_a_stream_is_not_believed(self):
         """An error event behind it would be taken for the next answer."""
-        for told_length in (len(self.body[:200]), 1000):
+        for told_length in (len(self.body[:self.content]), 1000):
             def script(connection):
                 connection.read_request()
                 connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-                                b"Content-Length: %d\r\n\r\n" % told_length + self.body[:200])
+                                b"Content-Length: %d\r\n\r\n" % told_length + self.body[:self.content])
 
             with support.ScriptedUpstream(script) as upstream:
                 with running_gateway(provider(upstream)) as gateway:
@@ -726,7 +741,7 @@ class CutStreamTest(unittest.TestCase):
 
     def test_error_event_of_the_upstream_is_the_end(self):
         """It is passed on as it is, and nothing is added to it."""
-        body = self.body[:300].rsplit(b"\n\n", 1)[0] + b"\n\n" + support.sse_event(
+        body = self.body[:self.content] + support.sse_event(
             dict(support.error_body("overloaded_error", "busy"), type="error"))
         answer = support.stream_response([body])
         with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
@@ -747,7 +762,7 @@ class CutJsonTest(unittest.TestCase):
                     connection.send(answer[:at])
 
             with self.subTest(at=at), support.ScriptedUpstream(script) as upstream:
-                with running_gateway(provider(upstream)) as gateway:
+                with running_gateway(provider(upstream), retry=ONE_CALL) as gateway:
                     told = post(gateway)
                     self.assertEqual(gateway.status()["leases"], 0)
                 self.assertEqual((told.status, told.json()["error"]["type"]), (502, "api_error"))
@@ -876,7 +891,7 @@ class RotationTest(unittest.TestCase):
             connection.read_request()
 
         with support.ScriptedUpstream(script) as upstream:
-            with running_gateway(provider(upstream)) as gateway:
+            with running_gateway(provider(upstream), retry=ONE_CALL) as gateway:
                 self.assertEqual([post(gateway).status for _ in range(2)], [200, 502])
             self.assertEqual(len(upstream.requests), 2)
 
@@ -914,7 +929,7 @@ class RotationTest(unittest.TestCase):
             with running_gateway(provider(upstream, ("a", "b"))) as gateway:
                 self.assertEqual(post(gateway).status, 200)
         with support.ScriptedUpstream(silent) as upstream:
-            with running_gateway(provider(upstream, ("a",))) as gateway:
+            with running_gateway(provider(upstream, ("a",)), retry=ONE_CALL) as gateway:
                 told = post(gateway)
         self.assertEqual((told.status, told.header("retry-after"), told.json()["error"]["type"]),
                          (429, "7", "rate_limit_error"))
@@ -976,9 +991,11 @@ class SecretTest(unittest.TestCase):
 
     def test_account_key_is_masked_in_streams_however_it_is_cut(self):
         key = ACCOUNT_KEY + "-work"
-        text = b"event: error\ndata: {\"error\": \"" + key.encode() + b" acc\"}\n\n"
-        for pieces in list(support.every_split(text))[::7]:
-            answer = support.stream_response(pieces)
+        text = b"".join(support.stream_events()[:2]) + (
+            b"event: error\ndata: {\"error\": \"" + key.encode() + b" acc\"}\n\n")
+        start = len(text) - 100
+        for pieces in list(support.every_split(text[start:]))[::7]:
+            answer = support.stream_response([text[:start] + pieces[0], *pieces[1:]])
             answer = answer.replace(b"request-id: req", b"x-echo: " + key.encode() + b"\r\nx: y")
             with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
                 with running_gateway(provider(upstream)) as gateway:
@@ -1125,7 +1142,7 @@ class InternalErrorTest(unittest.TestCase):
         log = gw.Log(lines.append, lambda: 0.0)
         clock = support.FakeClock()
         engine = gw.Engine(gw.Config.from_dict({}), gw.Transport(clock.monotonic), log,
-                           clock.monotonic, clock.time, lambda: "req_1")
+                           clock.monotonic, clock.time, lambda: "req_1", lambda: 0.5)
 
         def broken():
             raise RuntimeError("value sk-secret")

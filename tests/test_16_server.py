@@ -429,9 +429,9 @@ class StopTest(unittest.TestCase):
 
         def script(connection):
             connection.read_request()
-            connection.send(support.SSE_HEAD + support.chunk(events[0]))
+            connection.send(support.SSE_HEAD + support.chunk(events[0] + events[1]))
             gate.wait("the gateway to be draining")
-            connection.send(b"".join(map(support.chunk, events[1:])) + support.LAST_CHUNK)
+            connection.send(b"".join(map(support.chunk, events[2:])) + support.LAST_CHUNK)
 
         with support.ScriptedUpstream(script) as upstream:
             with running_gateway(provider(upstream),
@@ -498,7 +498,8 @@ class StopTest(unittest.TestCase):
     def test_what_does_not_finish_ends_in_an_error_event(self):
         def script(connection):
             connection.read_request()
-            connection.send(support.SSE_HEAD + support.chunk(support.stream_events()[0]))
+            connection.send(support.SSE_HEAD + support.chunk(b"".join(
+                support.stream_events()[:2])))
             connection.wait_closed("the gateway to end the call")
 
         with support.ScriptedUpstream(script) as upstream:
