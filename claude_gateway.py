@@ -68,6 +68,7 @@ import argparse
 import base64
 import collections
 import datetime
+import email.utils
 import errno
 import fnmatch
 import hashlib
@@ -439,6 +440,26 @@ class ShuttingDown(UpstreamError):
 
     status = 503
     kind = "shutdown"
+
+
+class CredentialError(UpstreamError):
+    """An account's credential could not be had just now: a command, or an issuer, failed.
+
+    ``retry_after`` is how many seconds the issuer asked to be left alone, or None.
+    The message names account and phase: no key, no token, no output.
+    """
+
+    kind = "credential"
+
+    def __init__(self, message: str, retry_after: Optional[float] = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CredentialRefused(CredentialError):
+    """The issuer will not renew: somebody has to sign in, or to mend the configuration."""
+
+    kind = "credential_refused"
 
 
 class ClientGone(Exception):
@@ -822,6 +843,25 @@ def http_date(seconds: float) -> str:
         ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[now.tm_wday], now.tm_mday,
         ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov",
          "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
+
+
+def retry_after_seconds(headers: Headers, wall_now: float) -> Optional[float]:
+    """``Retry-After`` as seconds from now (RFC 9110 section 10.2.3), or None.
+
+    Decimals are taken, too; a date that has passed is 0; what is no number of
+    seconds (nan, inf, a sign) and no date is as good as none.
+
+    >>> retry_after_seconds(Headers([("Retry-After", "1.5")]), 0)
+    1.5
+    """
+    text = headers.get("retry-after").strip()
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{0,10})?", text):
+        return float(text)
+    try:
+        date = email.utils.parsedate_tz(text)
+        return None if date is None else max(0.0, email.utils.mktime_tz(date) - wall_now)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
@@ -3629,27 +3669,43 @@ class BaseUrl(NamedTuple):
         return self.origin + self.prefix
 
 
-def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
-    """A base URL: http or https, no user, query or fragment; parsed once, here."""
+def read_url_parts(value: Any, path: str, problems: Problems) -> Any:
+    """What urlsplit makes of an http or https URL without a user; None with its fault told."""
     text = read_text(value, path, problems)
-    nowhere = BaseUrl("http", "invalid", 80, "")
     try:
         parts = urllib.parse.urlsplit(text)
-        port = parts.port
         host = parts.hostname or ""
         host.encode("idna")
+        parts.port  # the property raises where it is none
     except ValueError:
         # Without the exception's words: they quote parts that may be secret.
         problems.error(path, "is not a URL (its host or its port is malformed)")
-        return nowhere
+        return None
     if parts.scheme not in ("http", "https") or not host:
         problems.error(path, "must begin with https:// or http:// and name a host")
-        return nowhere
+        return None
+    return parts
+
+
+def address_of(parts: Any, prefix: str) -> BaseUrl:
+    """Where a URL's parts point; ``prefix`` is the path to keep."""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return BaseUrl(parts.scheme, parts.hostname, port, prefix)
+
+
+NOWHERE = BaseUrl("http", "invalid", 80, "")
+
+
+def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
+    """A base URL: http or https, no user, query or fragment; parsed once, here."""
+    parts = read_url_parts(value, path, problems)
+    if parts is None:
+        return NOWHERE
     if parts.username is not None or parts.query or parts.fragment:
         problems.error(path, "must not hold a user, a query or a fragment")
-    if BAD_IN_TARGET.search(text):
+    if BAD_IN_TARGET.search(value):
         problems.error(path, "must be visible ASCII")
-    if parts.scheme == "http" and not is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         problems.warn(path, "plain http: prompts and credentials travel unencrypted")
     prefix = parts.path.rstrip("/")
     found = re.fullmatch(r"(.*?)/+v1(/messages)?", prefix)
@@ -3657,8 +3713,35 @@ def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
         # People copy the URL with its version; the paths we append have one.
         problems.warn(path, "ends in /v1, which the gateway appends itself; left out")
         prefix = found.group(1).rstrip("/")
-    port = port or (443 if parts.scheme == "https" else 80)
-    return BaseUrl(parts.scheme, host, port, prefix)
+    return address_of(parts, prefix)
+
+
+class TokenUrl(NamedTuple):
+    """Where an issuer grants tokens; ``target`` is path and query, which may hold a key."""
+
+    base: BaseUrl
+    target: str
+
+    def __repr__(self) -> str:
+        return "TokenUrl(%s)" % str(self)
+
+    def __str__(self) -> str:
+        return self.base.origin + self.target.partition("?")[0]
+
+
+def read_token_url(value: Any, path: str, problems: Problems) -> TokenUrl:
+    """A token endpoint: a query is its own business, plain http is for loopback only."""
+    parts = read_url_parts(value, path, problems)
+    if parts is None:
+        return TokenUrl(NOWHERE, "/")
+    if parts.username is not None or parts.fragment:
+        problems.error(path, "must not hold a user or a fragment")
+    if BAD_IN_TARGET.search(value):
+        problems.error(path, "must be visible ASCII")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        problems.error(path, "must be https, since a refresh token is sent there")
+    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    return TokenUrl(address_of(parts, ""), target)
 
 
 class ProxyAddress(NamedTuple):
@@ -3705,13 +3788,66 @@ def read_proxy(value: Any, path: str, problems: Problems) -> Optional[ProxyAddre
         return None
 
 
-def not_yet(issue: str) -> Reader:
-    """A reader for a key of the contract that this version cannot honour."""
+class KeyCommand(NamedTuple):
+    """A command that prints the key; its words may hold secrets, so that repr has the first."""
 
-    def read(value: Any, path: str, problems: Problems) -> Any:
-        problems.error(path, "is not available in version %s (%s)" % (__version__, issue))
+    words: tuple[str, ...]
+    ttl_seconds: float
 
-    return read
+    def __str__(self) -> str:
+        return self.words[0]
+
+    def __repr__(self) -> str:
+        return "KeyCommand(%r, …)" % str(self)
+
+
+def read_command(value: Any, path: str, problems: Problems) -> tuple[str, ...]:
+    """A command: a list of words, or a string split into them; no shell ever sees it."""
+    if isinstance(value, str):
+        try:
+            words = split_command(value, os.name == "nt")
+        except ValueError:
+            problems.error(path, "has a quote that is not closed")
+            return ()
+    elif isinstance(value, list) and all(isinstance(word, str) for word in value):
+        words = value
+    else:
+        problems.error(path, "must be a string or a list of strings")
+        return ()
+    if not (words and words[0].strip()):
+        problems.error(path, "must not be empty")
+    if any("\0" in word for word in words):
+        problems.error(path, "must not hold NUL")
+    return tuple(words)
+
+
+def split_command(text: str, is_windows: bool) -> list[str]:
+    """A command's words as a shell would split them.  Raises ValueError.
+
+    On Windows a backslash is a part of paths, not an escape.
+
+    >>> split_command('"C:\\\\my tools\\\\key.exe" -n work', True)
+    ['C:\\\\my tools\\\\key.exe', '-n', 'work']
+    """
+    if not is_windows:
+        return shlex.split(text)
+    words = shlex.split(text, posix=False)
+    return [word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "\"'" else word
+            for word in words]
+
+
+class TokenGrant(NamedTuple):
+    """A refresh grant (RFC 6749 section 6); ``store`` is the file where it lives on."""
+
+    token_url: TokenUrl
+    client_id: str
+    refresh_token: Secret
+    store: str
+    client_secret: Optional[Secret]
+    scope: Optional[str]
+
+    def __str__(self) -> str:
+        return str(self.token_url)
 
 
 class Setting(NamedTuple):
@@ -3740,9 +3876,10 @@ ACCOUNT_SETTINGS = (
     Setting("name", read_header_text, None, "told to clients as X-Account-Email, and in logs"),
     Setting("api_key", read_secret, None, "sent in the provider's credential_header"),
     Setting("auth_token", read_secret, None, "sent as Authorization: Bearer"),
-    Setting("key_command", not_yet("credential renewal"), None, "a command that prints the key"),
-    Setting("key_ttl_seconds", not_yet("credential renewal"), None, "how long its output holds"),
-    Setting("token", not_yet("credential renewal"), None, "an OAuth refresh grant"),
+    Setting("key_command", read_command, None, "a command that prints the key"),
+    Setting("key_ttl_seconds", number(1, 1e7), 300, "how long its output holds"),
+    Setting("token", lambda value, path, problems: read_grant(value, path, problems), None,
+            "an OAuth refresh grant"),
     Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
     Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted",
             pending="strategies"),
@@ -3752,6 +3889,15 @@ ACCOUNT_SETTINGS = (
             pending="account limits"),
     Setting("models", list_of(read_text), (), "globs of the ids it may serve; none means all"),
     Setting("enabled", read_boolean, True, "false takes it out"),
+)
+
+TOKEN_SETTINGS = (
+    Setting("token_url", read_token_url, None, "the issuer's token endpoint"),
+    Setting("client_id", read_text, None, "who the issuer takes the gateway for"),
+    Setting("refresh_token", read_secret, None, "the first one; the store has its successors"),
+    Setting("store", read_text, None, "a file for what the issuer gives"),
+    Setting("client_secret", read_secret, None, "where the issuer gave one"),
+    Setting("scope", read_text, None, "what to ask for; the issuer's default otherwise"),
 )
 
 SANITIZE_SETTINGS = tuple(
@@ -3886,7 +4032,10 @@ class ClientKey(NamedTuple):
 
 
 class Account(NamedTuple):
-    """Whose credential goes upstream.  ``header`` is the pair's name, ``secret`` its key."""
+    """Whose credential goes upstream.  ``header`` is the pair's name, ``secret`` its key.
+
+    Where there is a ``source``, the secret is empty and comes from section 14.
+    """
 
     name: str
     header: str
@@ -3897,6 +4046,7 @@ class Account(NamedTuple):
     max_concurrent: Optional[int]
     models: tuple[str, ...]
     enabled: bool
+    source: Union[KeyCommand, TokenGrant, None] = None
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send."""
@@ -4162,9 +4312,20 @@ def read_accounts(value: Any, path: str, problems: Problems) -> tuple[dict, ...]
                  if kind in item]
         if len(kinds) > 1 or not (kinds or problems.has(at)):
             problems.error(at, "needs exactly one of api_key, auth_token, key_command, token")
+        if "key_ttl_seconds" in item and "key_command" not in item:
+            problems.error(at + ".key_ttl_seconds", "means something beside key_command only")
         row["name"] = row["name"] or "account-%d" % (index + 1)
     refuse_doubles([row["name"] for row in rows], path, problems)
     return rows
+
+
+def read_grant(value: Any, path: str, problems: Problems) -> TokenGrant:
+    """``token``: what is asked of which issuer, and where its answers are kept."""
+    row = read_table(TOKEN_SETTINGS, value, path, problems)
+    for name in ("token_url", "client_id", "refresh_token", "store"):
+        if row[name] is None:
+            problems.error(joined(path, name), "is missing")
+    return TokenGrant(**row)
 
 
 def read_providers(value: Any, path: str, problems: Problems) -> tuple[Provider, ...]:
@@ -4212,12 +4373,17 @@ def read_betas(betas: Mapping[str, Sequence[str]]) -> BetaRule:
 
 
 def build_account(row: dict, credential_header: str) -> Account:
-    """An account of its settings: which header, which secret."""
-    bearer = row["api_key"] is None or credential_header == "authorization"
+    """An account of its settings: which header, which secret or where it comes from."""
+    is_key = any(row.get(name) is not None for name in ("api_key", "key_command"))
+    bearer = not is_key or credential_header == "authorization"
+    source = row.get("token")
+    if row.get("key_command") is not None:
+        source = KeyCommand(row["key_command"], row["key_ttl_seconds"])
     secret = row["api_key"] or row["auth_token"] or Secret("")
     left_out = ("api_key", "auth_token", "key_command", "key_ttl_seconds", "token")
     rest = {key: value for key, value in row.items() if key not in left_out}
-    return Account(header="Authorization" if bearer else "x-api-key", secret=secret, **rest)
+    return Account(header="Authorization" if bearer else "x-api-key", secret=secret,
+                   source=source, **rest)
 
 
 class Config(NamedTuple):
@@ -4517,6 +4683,8 @@ FAILED_CALLS = {
     "broke": NEXT,
     "stalled": NEXT,
     "shutdown": GIVE_UP,
+    "credential": NEXT,
+    "credential_refused": NEXT,
 }
 FAILED_STATUSES = {
     401: Decision("next", blame=True),
@@ -4538,7 +4706,8 @@ FAILED_STATUSES = {
 
 # What surely was not done, so that even a request which must not be done twice
 # may go to another account.
-SURELY_NOT_DONE = frozenset(["unreached", 401, 403, 429, 503, 529])
+SURELY_NOT_DONE = frozenset([
+    "unreached", "credential", "credential_refused", 401, 403, 429, 503, 529])
 
 
 def decide(outcome: Outcome) -> Decision:
@@ -7218,7 +7387,8 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
 
 CONFIG_NAME = "claude_gateway.json"
 EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-SECRET_KEYS = frozenset(["api_key", "api_keys", "auth_token", "key", "proxy"])
+SECRET_KEYS = frozenset([
+    "api_key", "api_keys", "auth_token", "client_secret", "key", "proxy", "refresh_token"])
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 
 
@@ -7520,7 +7690,21 @@ def load_config(options: argparse.Namespace, environ: Mapping[str, str]) -> tupl
     if path and file_is_open(path) and holds_secrets(settings):
         config = config._replace(warnings=config.warnings + (
             "%s: holds secrets and is readable by others; chmod 600 it" % path,))
-    return config, path or ""
+    return with_store_paths(config, os.path.dirname(os.path.abspath(path or ""))), path or ""
+
+
+def with_store_paths(config: Config, folder: str) -> Config:
+    """A relative ``store`` lies beside the file that names it, wherever one starts from."""
+
+    def placed(account: Account) -> Account:
+        if not isinstance(account.source, TokenGrant):
+            return account
+        store = os.path.join(folder, account.source.store)
+        return account._replace(source=account.source._replace(store=store))
+
+    return config._replace(providers=tuple(
+        provider._replace(accounts=tuple(placed(account) for account in provider.accounts))
+        for provider in config.providers))
 
 
 def overrides_of(options: argparse.Namespace, environ: Mapping[str, str]) -> dict:
@@ -7616,11 +7800,21 @@ def describe_config(config: Config) -> list[str]:
         lines.append("provider %s: %s%s" % (provider.name, where,
                                             "" if provider.enabled else " (disabled)"))
         for account in provider.accounts:
-            lines.append("  account %s: %s %s%s" % (account.name, account.header, account.secret,
+            lines.append("  account %s: %s %s%s" % (account.name, account.header,
+                                                    described_secret(account),
                                                     "" if account.enabled else " (disabled)"))
         if not provider.accounts and provider.preset != DEMO:
             lines.append("  no account: each client's own credential is passed on")
     return lines
+
+
+def described_secret(account: Account) -> str:
+    """An account's key masked, or where it comes from: a command's words may be secrets."""
+    if isinstance(account.source, KeyCommand):
+        return "printed by %s" % str(account.source)
+    if isinstance(account.source, TokenGrant):
+        return "granted by %s" % str(account.source)
+    return str(account.secret)
 
 
 def provider_lines(config: Config) -> list[str]:

@@ -562,6 +562,31 @@ class CheckTest(FolderTest):
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: retry.max_wait_seconds: ", result.stdout + result.stderr)
 
+    def test_a_renewed_account_is_shown_by_where_it_comes_from(self):
+        self.write("claude_gateway.json", {"providers": [dict(OWN_PROVIDER, accounts=[
+            {"name": "vault", "key_command": "print-my-key --token MARKED"},
+            {"name": "issued", "token": {
+                "token_url": "https://issuer.example/oauth/token?key=MARKED", "client_id": "abc",
+                "refresh_token": "MARKED", "client_secret": "MARKED", "store": "t.json"}}])]})
+        result = self.command("check")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("account vault: x-api-key printed by print-my-key\n", result.stdout)
+        self.assertIn("account issued: Authorization granted by "
+                      "https://issuer.example/oauth/token\n", result.stdout)
+        self.assertNotIn("MARKED", result.stdout + result.stderr)
+
+    def test_a_relative_store_lies_beside_the_file_that_names_it(self):
+        folder = os.path.join(self.work, "elsewhere")
+        absolute = os.path.join(self.home, "t.json")
+        grant = {"token_url": "https://issuer.example", "client_id": "abc", "refresh_token": "r"}
+        path = self.write(os.path.join("elsewhere", "own.json"), {"providers": [
+            dict(OWN_PROVIDER, accounts=[{"name": "a", "token": dict(grant, store="t.json")},
+                                         {"name": "b", "token": dict(grant, store=absolute)},
+                                         {"name": "c", "api_key": "k"}])]})
+        accounts = self.load("--config", path).providers[0].accounts
+        self.assertEqual([account.source and account.source.store for account in accounts],
+                         [os.path.join(folder, "t.json"), absolute, None])
+
     def test_no_secret_is_shown(self):
         """MARKED stands in front of the four characters that a mask may show."""
         long = "sk-ant-MARKED-0123456789-tail"
