@@ -6161,9 +6161,11 @@ def stored_grant(account: str, answer: Mapping[str, Any], used: Secret,
 
 def parse_stored_grant(row: Any) -> Optional[StoredGrant]:
     """A row of a store; None where somebody has changed it into something else."""
-    times = [row.get(name) for name in ("granted_at", "expires_at")] if isinstance(row, dict) else []
-    texts = [row.get(name) for name in ("refresh_token", "access_token")] if times else []
-    if not (texts and all(is_token(text) for text in texts) and all(
+    if not isinstance(row, dict):
+        return None
+    times = [row.get(name) for name in ("granted_at", "expires_at")]
+    texts = [row.get(name) for name in ("refresh_token", "access_token")]
+    if not (all(is_token(text) for text in texts) and all(
             isinstance(value, (int, float)) and 0 <= value < 1e12 for value in times)):
         return None
     return StoredGrant(str(row.get("account")), Secret(texts[0]), Secret(texts[1]), *times)

@@ -173,6 +173,7 @@ class CommandTest(RenewalTest):
         refused = renewal.secret(provider, account, HERE)
         found = together(20, lambda: renewal.renewed(provider, account, refused, HERE))
         self.assertEqual(set(found), {None})
+        self.assertIsNone(renewal.renewed(provider, account, refused, HERE))
         self.assertEqual(self.runs(), 2)
         self.assertEqual(renewal.secret(provider, account, HERE).reveal(), "same")
         self.clock.advance(gw.RENEWAL_SAME_SECONDS)
@@ -504,7 +505,8 @@ class AskingTest(GrantTest):
 
     def test_without_a_type_and_a_new_refresh_token(self):
         provider, renewal = self.granted(), self.renewal(self.issuer.send)
-        self.issuer.answers = [(200, {"access_token": "a-1"}, ()), (200, {"access_token": "a-2"}, ())]
+        self.issuer.answers = [(200, {"access_token": "a-1"}, ()),
+                               (200, {"access_token": "a-2"}, ())]
         self.assertEqual(self.secret(renewal, provider), "a-1")
         self.clock.advance(gw.ASSUMED_TOKEN_SECONDS)
         self.assertEqual(self.secret(renewal, provider), "a-2")
@@ -597,6 +599,13 @@ class StoreTest(GrantTest):
         self.clock.advance(3600)
         self.assertEqual(self.secret(self.renewal(self.issuer.send), provider), "access-2")
         self.assertEqual(self.issuer.sent, ["refresh-0", "refresh-1"])
+
+    def test_a_refused_one_is_not_taken_from_there(self):
+        provider = self.granted()
+        refused = gw.Secret(self.secret(self.renewal(self.issuer.send), provider))
+        renewal = self.renewal(self.issuer.send)
+        found = renewal.renewed(provider, provider.accounts[0], refused, HERE)
+        self.assertEqual(found, gw.Secret("access-2"))
 
     def test_a_clock_that_was_set_back_adds_nothing(self):
         provider = self.granted()
