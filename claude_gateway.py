@@ -6059,7 +6059,8 @@ def grant_call(provider: Provider, grant: TokenGrant, form: str) -> UpstreamCall
     """The call to an issuer, by the provider's proxy and certificates.
 
     It goes on a connection of its own: one from the pool may be found closed after
-    it has taken the request, and would be replaced by sending the token again.
+    it has taken the request, and would be replaced by sending the token again.  An
+    issuer on loopback is never asked through a proxy, which would read the token.
     """
     body = form.encode("ascii")
     base = grant.token_url.base
@@ -6072,8 +6073,9 @@ def grant_call(provider: Provider, grant: TokenGrant, form: str) -> UpstreamCall
         ("Content-Type", "application/x-www-form-urlencoded"),
         ("Content-Length", str(len(body))),
     ]
-    call = UpstreamCall("POST", provider._replace(base_url=base), grant.token_url.target, headers,
-                        body, ISSUER_TIMEOUTS)
+    issuer = provider._replace(
+        base_url=base, proxy=None if is_loopback(base.host) else provider.proxy)
+    call = UpstreamCall("POST", issuer, grant.token_url.target, headers, body, ISSUER_TIMEOUTS)
     call.may_resend = False
     return call
 

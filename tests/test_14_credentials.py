@@ -375,10 +375,12 @@ class AskingTest(GrantTest):
             "client_secret": "c&s", "scope": "a b"}])
 
     def test_it_goes_by_the_providers_proxy_and_never_on_a_used_connection(self):
-        provider = self.granted()._replace(proxy=gw.ProxyAddress("p", 1, None), ca_file="x")
-        call = gw.grant_call(provider, provider.accounts[0].source, "a=b")
-        self.assertEqual((call.provider.proxy, call.provider.ca_file), (provider.proxy, "x"))
-        self.assertFalse(call.may_resend)
+        proxy = gw.ProxyAddress("p", 1, None)
+        for url, used in (("https://issuer.example/t", proxy), ("http://127.0.0.1:9/t", None)):
+            provider = self.granted(token_url=url)._replace(proxy=proxy, ca_file="x")
+            call = gw.grant_call(provider, provider.accounts[0].source, "a=b")
+            self.assertEqual((call.provider.proxy, call.provider.ca_file), (used, "x"))
+            self.assertFalse(call.may_resend)
 
     def test_fifty_threads_ask_once(self):
         provider, renewal = self.granted(), self.renewal(self.issuer.send)
@@ -432,6 +434,7 @@ class AskingTest(GrantTest):
         for seconds in (0, gw.RENEWAL_RETRY_SECONDS - 1):
             self.clock.advance(seconds)
             self.assertEqual(self.secret(renewal, provider), "access-1")
+            eventually(lambda: not renewal._threads, "the end of what must not have begun")
         self.assertEqual(len(self.issuer.forms), 2)
         self.clock.advance(1)
         eventually(lambda: self.secret(renewal, provider) == "access-2", "the next renewal")

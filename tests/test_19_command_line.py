@@ -297,6 +297,12 @@ class OpenFileTest(FolderTest):
     WITH_KEY = {"auth": {"api_keys": ["k-in-the-file"]}}
     WITH_ACCOUNT = {"providers": [dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "k"}])]}
 
+    WITH_TOKEN = {"providers": [dict(OWN_PROVIDER, accounts=[{"name": "a", "token": {
+        "token_url": "https://issuer.example", "client_id": "abc", "refresh_token": "r",
+        "store": "t.json"}}])]}
+    WITH_COMMAND = {"providers": [dict(OWN_PROVIDER, accounts=[
+        {"name": "a", "key_command": "print-my-key"}])]}
+
     def warns(self, content, mode, *arguments, **environ):
         path = self.write("c.json", content, mode)
         return ["%s: holds secrets and is readable by others; chmod 600 it" % path] == [
@@ -308,6 +314,8 @@ class OpenFileTest(FolderTest):
             ("key, others", self.WITH_KEY, 0o604, True),
             ("key, group", self.WITH_KEY, 0o640, True),
             ("account, all", self.WITH_ACCOUNT, 0o644, True),
+            ("refresh token, all", self.WITH_TOKEN, 0o644, True),
+            ("command, all", self.WITH_COMMAND, 0o644, False),
             ("key, owner", self.WITH_KEY, 0o600, False),
             ("no secret", {"port": 9001}, 0o644, False),
         ]
