@@ -16,8 +16,7 @@ The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
 and returns values; sockets live in 13 and 16; section 19 alone builds the real
 clocks, openers and servers (and wakes itself by a pair of sockets on signals).
-The numbers left out are kept for what is to come: 14 the OpenAI door and
-credential renewal, 18 the dashboard's page.
+The number left out is kept for what is to come: 18 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told
@@ -32,6 +31,7 @@ credential renewal, 18 the dashboard's page.
     11 Accounts                  states, strategies, conversations, leases, one request's attempts
     12 Records and log           one record a request, one line a record
     13 Upstream transport        urllib.request opener with our own pooling handler
+    14 Credential renewal        key commands and refresh grants, one at a time an account
     15 Engine                    routes, the walk of one request, attempts, the relay
     16 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
     17 Demo upstream             honest streams without a key or a network
@@ -67,6 +67,7 @@ from __future__ import annotations
 import argparse
 import base64
 import collections
+import contextlib
 import datetime
 import email.utils
 import errno
@@ -88,6 +89,7 @@ import socketserver
 import ssl
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -209,6 +211,46 @@ MAX_LIMITS_COUNT = 16
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 1024 * 1024
 
+# A key command may ask a vault or wait for a person's keychain; AWS's
+# credential_process and kubectl's exec plugins print one short document, too.
+COMMAND_SECONDS = 30.0
+MAX_COMMAND_OUTPUT_BYTES = 64 * 1024
+# How long a killed command is waited for: only the kernel can hold it longer.
+COMMAND_KILL_SECONDS = 2.0
+# Contract section 5: a token is renewed this long before it expires; one that
+# lives shorter than twice that, at half of its life.
+RENEWAL_MARGIN_SECONDS = 300.0
+# After a failed renewal the next one, while the old token still holds.
+RENEWAL_RETRY_SECONDS = 10.0
+# A renewal that gave the refused credential again is not repeated sooner: many
+# requests learn of one refusal within moments of each other.
+RENEWAL_SAME_SECONDS = 5.0
+# How often those who wait for a renewal look at their client, and at its end.
+RENEWAL_SLICE_SECONDS = 0.05
+# The lock of a store is held over one call to the issuer; several accounts may
+# queue for it.
+STORE_LOCK_SECONDS = 60.0
+# One call to the issuer: until its response head, and then for its body.
+ISSUER_HEAD_SECONDS = 20.0
+ISSUER_BODY_SECONDS = 10.0
+MAX_ISSUER_BYTES = 1024 * 1024
+# The longest that anybody waits for a renewal: above what one can take.
+RENEWAL_SECONDS = 120.0
+# RFC 6749 section 5.1 leaves out expires_in as it likes: then an hour is usual.
+ASSUMED_TOKEN_SECONDS = 3600.0
+MAX_TOKEN_SECONDS = 400.0 * 86400
+# An access token travels in one header line.
+MAX_TOKEN_CHARS = 16 * 1024
+# A store has a few KiB a grant; refused tokens are remembered by their hashes.
+MAX_STORE_BYTES = 4 * 1024 * 1024
+MAX_STORED_GRANTS = 100
+MAX_REMEMBERED_REFUSALS = 100
+MAX_REFUSED_PER_ACCOUNT = 8
+# A store that a virus scanner has open cannot be replaced on Windows just then.
+STORE_REPLACE_TRIES = 5
+# How long stopping waits for renewals: those that ask nobody end within a slice.
+RENEWAL_CLOSE_SECONDS = 3.0
+
 RECORDS_KEPT = 1000
 LOG_QUEUE_LINES = 10000
 MAX_CLIENT_REQUEST_ID = 128
@@ -306,6 +348,8 @@ REASONS = {
 assert MAX_REQUEST_LINE_BYTES < MAX_HEAD_BYTES <= READ_BYTES <= MAX_RESPONSE_HEAD_BYTES
 assert MAX_KEPT_DRAIN_BYTES <= MAX_DRAIN_BYTES
 assert MAX_ERROR_BODY_BYTES <= MAX_COLLECTED_BYTES
+assert STORE_LOCK_SECONDS + ISSUER_HEAD_SECONDS + ISSUER_BODY_SECONDS < RENEWAL_SECONDS
+assert COMMAND_SECONDS + COMMAND_KILL_SECONDS < RENEWAL_SECONDS
 
 
 # ---- 2. Errors ---------------------------------------------------------------
@@ -461,6 +505,26 @@ class ShuttingDown(UpstreamError):
 
     status = 503
     kind = "shutdown"
+
+
+class CredentialError(UpstreamError):
+    """An account's credential could not be had just now: a command, or an issuer, failed.
+
+    ``retry_after`` is how many seconds the issuer asked to be left alone, or None.
+    The message names account and phase: no key, no token, no output.
+    """
+
+    kind = "credential"
+
+    def __init__(self, message: str, retry_after: Optional[float] = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CredentialRefused(CredentialError):
+    """The issuer will not renew: somebody has to sign in, or to mend the configuration."""
+
+    kind = "credential_refused"
 
 
 class ClientGone(Exception):
@@ -3883,27 +3947,43 @@ class BaseUrl(NamedTuple):
         return self.origin + self.prefix
 
 
-def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
-    """A base URL: http or https, no user, query or fragment; parsed once, here."""
+def read_url_parts(value: Any, path: str, problems: Problems) -> Any:
+    """What urlsplit makes of an http or https URL without a user; None with its fault told."""
     text = read_text(value, path, problems)
-    nowhere = BaseUrl("http", "invalid", 80, "")
     try:
         parts = urllib.parse.urlsplit(text)
-        port = parts.port
         host = parts.hostname or ""
         host.encode("idna")
+        parts.port  # the property raises where it is none
     except ValueError:
         # Without the exception's words: they quote parts that may be secret.
         problems.error(path, "is not a URL (its host or its port is malformed)")
-        return nowhere
+        return None
     if parts.scheme not in ("http", "https") or not host:
         problems.error(path, "must begin with https:// or http:// and name a host")
-        return nowhere
+        return None
+    return parts
+
+
+def address_of(parts: Any, prefix: str) -> BaseUrl:
+    """Where a URL's parts point; ``prefix`` is the path to keep."""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return BaseUrl(parts.scheme, parts.hostname, port, prefix)
+
+
+NOWHERE = BaseUrl("http", "invalid", 80, "")
+
+
+def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
+    """A base URL: http or https, no user, query or fragment; parsed once, here."""
+    parts = read_url_parts(value, path, problems)
+    if parts is None:
+        return NOWHERE
     if parts.username is not None or parts.query or parts.fragment:
         problems.error(path, "must not hold a user, a query or a fragment")
-    if BAD_IN_TARGET.search(text):
+    if BAD_IN_TARGET.search(value):
         problems.error(path, "must be visible ASCII")
-    if parts.scheme == "http" and not is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         problems.warn(path, "plain http: prompts and credentials travel unencrypted")
     prefix = parts.path.rstrip("/")
     found = re.fullmatch(r"(.*?)/+v1(/messages)?", prefix)
@@ -3911,8 +3991,35 @@ def read_url(value: Any, path: str, problems: Problems) -> BaseUrl:
         # People copy the URL with its version; the paths we append have one.
         problems.warn(path, "ends in /v1, which the gateway appends itself; left out")
         prefix = found.group(1).rstrip("/")
-    port = port or (443 if parts.scheme == "https" else 80)
-    return BaseUrl(parts.scheme, host, port, prefix)
+    return address_of(parts, prefix)
+
+
+class TokenUrl(NamedTuple):
+    """Where an issuer grants tokens; ``target`` is path and query, which may hold a key."""
+
+    base: BaseUrl
+    target: str
+
+    def __repr__(self) -> str:
+        return "TokenUrl(%s)" % str(self)
+
+    def __str__(self) -> str:
+        return self.base.origin + self.target.partition("?")[0]
+
+
+def read_token_url(value: Any, path: str, problems: Problems) -> TokenUrl:
+    """A token endpoint: a query is its own business, plain http is for loopback only."""
+    parts = read_url_parts(value, path, problems)
+    if parts is None:
+        return TokenUrl(NOWHERE, "/")
+    if parts.username is not None or parts.fragment:
+        problems.error(path, "must not hold a user or a fragment")
+    if BAD_IN_TARGET.search(value):
+        problems.error(path, "must be visible ASCII")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        problems.error(path, "must be https, since a refresh token is sent there")
+    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    return TokenUrl(address_of(parts, ""), target)
 
 
 class ProxyAddress(NamedTuple):
@@ -3959,13 +4066,66 @@ def read_proxy(value: Any, path: str, problems: Problems) -> Optional[ProxyAddre
         return None
 
 
-def not_yet(issue: str) -> Reader:
-    """A reader for a key of the contract that this version cannot honour."""
+class KeyCommand(NamedTuple):
+    """A command that prints the key; its words may hold secrets, so that repr has the first."""
 
-    def read(value: Any, path: str, problems: Problems) -> Any:
-        problems.error(path, "is not available in version %s (%s)" % (__version__, issue))
+    words: tuple[str, ...]
+    ttl_seconds: float
 
-    return read
+    def __str__(self) -> str:
+        return self.words[0]
+
+    def __repr__(self) -> str:
+        return "KeyCommand(%r, …)" % str(self)
+
+
+def read_command(value: Any, path: str, problems: Problems) -> tuple[str, ...]:
+    """A command: a list of words, or a string split into them; no shell ever sees it."""
+    if isinstance(value, str):
+        try:
+            words = split_command(value, os.name == "nt")
+        except ValueError:
+            problems.error(path, "has a quote that is not closed")
+            return ()
+    elif isinstance(value, list) and all(isinstance(word, str) for word in value):
+        words = value
+    else:
+        problems.error(path, "must be a string or a list of strings")
+        return ()
+    if not (words and words[0].strip()):
+        problems.error(path, "must not be empty")
+    if any("\0" in word for word in words):
+        problems.error(path, "must not hold NUL")
+    return tuple(words)
+
+
+def split_command(text: str, is_windows: bool) -> list[str]:
+    """A command's words as a shell would split them.  Raises ValueError.
+
+    On Windows a backslash is a part of paths, not an escape.
+
+    >>> split_command('"C:\\\\my tools\\\\key.exe" -n work', True)
+    ['C:\\\\my tools\\\\key.exe', '-n', 'work']
+    """
+    if not is_windows:
+        return shlex.split(text)
+    words = shlex.split(text, posix=False)
+    return [word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "\"'" else word
+            for word in words]
+
+
+class TokenGrant(NamedTuple):
+    """A refresh grant (RFC 6749 section 6); ``store`` is the file where it lives on."""
+
+    token_url: TokenUrl
+    client_id: str
+    refresh_token: Secret
+    store: str
+    client_secret: Optional[Secret]
+    scope: Optional[str]
+
+    def __str__(self) -> str:
+        return str(self.token_url)
 
 
 class Setting(NamedTuple):
@@ -3994,9 +4154,10 @@ ACCOUNT_SETTINGS = (
     Setting("name", read_header_text, None, "told to clients as X-Account-Email, and in logs"),
     Setting("api_key", read_secret, None, "sent in the provider's credential_header"),
     Setting("auth_token", read_secret, None, "sent as Authorization: Bearer"),
-    Setting("key_command", not_yet("credential renewal"), None, "a command that prints the key"),
-    Setting("key_ttl_seconds", not_yet("credential renewal"), None, "how long its output holds"),
-    Setting("token", not_yet("credential renewal"), None, "an OAuth refresh grant"),
+    Setting("key_command", read_command, None, "a command that prints the key"),
+    Setting("key_ttl_seconds", number(1, 1e7), 300, "how long its output holds"),
+    Setting("token", lambda value, path, problems: read_grant(value, path, problems), None,
+            "an OAuth refresh grant"),
     Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
     Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted",
             pending="strategies"),
@@ -4006,6 +4167,15 @@ ACCOUNT_SETTINGS = (
             pending="account limits"),
     Setting("models", list_of(read_text), (), "globs of the ids it may serve; none means all"),
     Setting("enabled", read_boolean, True, "false takes it out"),
+)
+
+TOKEN_SETTINGS = (
+    Setting("token_url", read_token_url, None, "the issuer's token endpoint"),
+    Setting("client_id", read_text, None, "who the issuer takes the gateway for"),
+    Setting("refresh_token", read_secret, None, "the first one; the store has its successors"),
+    Setting("store", read_text, None, "a file for what the issuer gives"),
+    Setting("client_secret", read_secret, None, "where the issuer gave one"),
+    Setting("scope", read_text, None, "what to ask for; the issuer's default otherwise"),
 )
 
 SANITIZE_SETTINGS = tuple(
@@ -4140,7 +4310,10 @@ class ClientKey(NamedTuple):
 
 
 class Account(NamedTuple):
-    """Whose credential goes upstream.  ``header`` is the pair's name, ``secret`` its key."""
+    """Whose credential goes upstream.  ``header`` is the pair's name, ``secret`` its key.
+
+    Where there is a ``source``, the secret is empty and comes from section 14.
+    """
 
     name: str
     header: str
@@ -4151,11 +4324,11 @@ class Account(NamedTuple):
     max_concurrent: Optional[int]
     models: tuple[str, ...]
     enabled: bool
-    source: Any = None
+    source: Union[KeyCommand, TokenGrant, None] = None
 
-    def credentials(self, secret: Secret) -> list[tuple[str, str]]:
-        """The header to send with the secret in force."""
-        key = secret.reveal()
+    def credentials(self) -> list[tuple[str, str]]:
+        """The header to send."""
+        key = self.secret.reveal()
         return [(self.header, "Bearer " + key if self.header == "Authorization" else key)]
 
 
@@ -4417,9 +4590,20 @@ def read_accounts(value: Any, path: str, problems: Problems) -> tuple[dict, ...]
                  if kind in item]
         if len(kinds) > 1 or not (kinds or problems.has(at)):
             problems.error(at, "needs exactly one of api_key, auth_token, key_command, token")
+        if "key_ttl_seconds" in item and "key_command" not in item:
+            problems.error(at + ".key_ttl_seconds", "means something beside key_command only")
         row["name"] = row["name"] or "account-%d" % (index + 1)
     refuse_doubles([row["name"] for row in rows], path, problems)
     return rows
+
+
+def read_grant(value: Any, path: str, problems: Problems) -> TokenGrant:
+    """``token``: what is asked of which issuer, and where its answers are kept."""
+    row = read_table(TOKEN_SETTINGS, value, path, problems)
+    for name in ("token_url", "client_id", "refresh_token", "store"):
+        if row[name] is None:
+            problems.error(joined(path, name), "is missing")
+    return TokenGrant(**row)
 
 
 def read_providers(value: Any, path: str, problems: Problems) -> tuple[Provider, ...]:
@@ -4467,12 +4651,17 @@ def read_betas(betas: Mapping[str, Sequence[str]]) -> BetaRule:
 
 
 def build_account(row: dict, credential_header: str) -> Account:
-    """An account of its settings: which header, which secret."""
-    bearer = row["api_key"] is None or credential_header == "authorization"
+    """An account of its settings: which header, which secret or where it comes from."""
+    is_key = any(row.get(name) is not None for name in ("api_key", "key_command"))
+    bearer = not is_key or credential_header == "authorization"
+    source = row.get("token")
+    if row.get("key_command") is not None:
+        source = KeyCommand(row["key_command"], row["key_ttl_seconds"])
     secret = row["api_key"] or row["auth_token"] or Secret("")
     left_out = ("api_key", "auth_token", "key_command", "key_ttl_seconds", "token")
     rest = {key: value for key, value in row.items() if key not in left_out}
-    return Account(header="Authorization" if bearer else "x-api-key", secret=secret, **rest)
+    return Account(header="Authorization" if bearer else "x-api-key", secret=secret,
+                   source=source, **rest)
 
 
 class Config(NamedTuple):
@@ -4974,7 +5163,7 @@ class Lease:
         """The header to send; none for the client's own."""
         if self.account is None or self.secret is None:
             return []
-        return self.account.credentials(self.secret)
+        return self.account._replace(secret=self.secret).credentials()
 
 
 class Wanted(NamedTuple):
@@ -6475,6 +6664,817 @@ class Transport:
         self._pauses.close()
 
 
+def read_at_most(
+    upstream: UpstreamResponse,
+    limit_bytes: int,
+    seconds: Optional[float] = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> bytes:
+    """A whole body.  Raises UpstreamError, also for one above the limit; ClientGone.
+
+    ``seconds`` bound all of it; without them each silence has its own bound.
+    """
+    pieces: list[bytes] = []
+    total = 0
+    deadline = None if seconds is None else monotonic() + seconds
+    while True:
+        piece = upstream.read(None if deadline is None else max(0.0, deadline - monotonic()))
+        if not piece:
+            return b"".join(pieces)
+        total += len(piece)
+        if total > limit_bytes:
+            raise UpstreamMalformed("upstream sent more than %d bytes" % limit_bytes)
+        pieces.append(piece)
+
+
+# ---- 14. Credential renewal --------------------------------------------------
+
+
+class Gained(NamedTuple):
+    """What a renewal gave.  ``seconds`` is how long it holds, ``margin_seconds`` how long
+    before its end the next renewal is due."""
+
+    secret: Secret
+    seconds: float
+    margin_seconds: float
+
+
+class Run:
+    """One renewal under way.  Who needs it waits for ``done``, then looks at
+    ``failure``, which makes an error of its own for each of them, or at ``secret``."""
+
+    __slots__ = ("done", "secret", "failure")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.secret = Secret("")
+        self.failure: Optional[Callable[[], UpstreamError]] = None
+
+
+class Unsaved(NamedTuple):
+    """A refresh token that could not be stored; ``behind`` is the hash of the stored one."""
+
+    behind: str
+    refresh_token: Secret
+
+
+class Standing:
+    """What is known of one account's credential.  Times are the monotonic clock's.
+
+    Renewal's lock guards it; ``unsaved`` belongs to the one run there can be.
+    """
+
+    __slots__ = ("secret", "due", "expires", "refused", "not_before", "quiet_until",
+                 "same_until", "run", "unsaved")
+
+    def __init__(self) -> None:
+        self.secret: Optional[Secret] = None
+        self.due = 0.0
+        self.expires = 0.0
+        # Credentials that the upstream refused: not to be used, nor to be taken from a store.
+        self.refused: collections.deque[Secret] = collections.deque(maxlen=MAX_REFUSED_PER_ACCOUNT)
+        self.not_before = 0.0
+        self.quiet_until = 0.0
+        self.same_until = 0.0
+        self.run: Optional[Run] = None
+        self.unsaved: Optional[Unsaved] = None
+
+    def usable(self, now: float) -> Optional[Secret]:
+        """The credential to send now, or None."""
+        fresh = self.secret is not None and now < self.expires
+        return self.secret if fresh and self.secret not in self.refused else None
+
+    def settle(self, gained: Gained, now: float) -> None:
+        """Take over what a renewal gave."""
+        if gained.secret in self.refused:
+            self.same_until = now + RENEWAL_SAME_SECONDS
+            self.refused.clear()  # there is no other, so that one is tried again
+        self.secret = gained.secret
+        self.expires = now + gained.seconds
+        self.due = self.expires - gained.margin_seconds
+        self.quiet_until = 0.0
+
+
+# -- key commands
+
+# A session (on Windows a group) of its own, so that what a command starts ends with it
+# and a Ctrl-C in our terminal does not reach it.
+APART: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
+    "creationflags": (getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+                      | getattr(subprocess, "CREATE_NO_WINDOW", 0))}
+
+
+def printed_key(
+    command: KeyCommand,
+    who: str,
+    monotonic: Callable[[], float],
+    stopping: threading.Event,
+) -> Secret:
+    """Run a command for the key that it prints.  Raises CredentialError, ShuttingDown.
+
+    Nothing of what it prints is told: it may be a key with a warning around it.
+    """
+    try:
+        process = subprocess.Popen(
+            command.words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, **APART)
+    except OSError as error:
+        raise CredentialError("%s: its key_command could not be started (%s)"
+                              % (who, reason_of(error))) from None
+    output = output_of(process, monotonic, stopping)
+    if output is None:
+        if stopping.is_set():
+            raise ShuttingDown("the gateway is shutting down")
+        raise CredentialError("%s: its key_command took longer than %g s and was killed"
+                              % (who, COMMAND_SECONDS))
+    if len(output) > MAX_COMMAND_OUTPUT_BYTES:
+        raise CredentialError("%s: its key_command printed more than %d bytes"
+                              % (who, MAX_COMMAND_OUTPUT_BYTES))
+    if process.returncode != 0:
+        raise CredentialError("%s: its key_command ended with exit code %d"
+                              % (who, process.returncode))
+    key = output.strip()
+    if not re.fullmatch(rb"[\x21-\x7e]+", key):
+        raise CredentialError("%s: its key_command printed %s" % (
+            who, "something else than one line of visible ASCII" if key else "nothing"))
+    return Secret(key.decode("ascii"))
+
+
+def output_of(
+    process: subprocess.Popen[bytes],
+    monotonic: Callable[[], float],
+    stopping: threading.Event,
+) -> Optional[bytes]:
+    """What a process prints until it ends; None where it was killed, at its limit or ours.
+
+    It is not asked whether it has ended before its output has: until then it is
+    not reaped, and the number of its group belongs to nobody else.
+    """
+    pieces: list[bytes] = []
+    reader = threading.Thread(target=read_output, args=(process.stdout, pieces), daemon=True,
+                              name="key-command")
+    deadline = monotonic() + COMMAND_SECONDS
+    ended = False
+    try:
+        reader.start()
+        while not (ended or stopping.is_set()) and monotonic() < deadline:
+            reader.join(RENEWAL_SLICE_SECONDS)
+            if not reader.is_alive():
+                ended = process.poll() is not None
+                if not ended:
+                    stopping.wait(RENEWAL_SLICE_SECONDS)
+    finally:
+        if not ended:
+            kill_group(process)
+    return b"".join(pieces) if ended else None
+
+
+def read_output(stream: Any, pieces: list[bytes]) -> None:
+    """Read a pipe to its end or one byte beyond the limit, and close it."""
+    with stream:
+        pieces.append(stream.read(MAX_COMMAND_OUTPUT_BYTES + 1))
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started; waits COMMAND_KILL_SECONDS for its end at most."""
+    try:
+        if sys.platform == "win32":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL, timeout=COMMAND_KILL_SECONDS)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    except (OSError, subprocess.SubprocessError):
+        # Safe: the group has ended, or cannot be ended as such; the process is next.
+        pass
+    try:
+        process.kill()
+        process.wait(COMMAND_KILL_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        # Safe: it is another user's by now, or held by the kernel; nobody waits for it.
+        pass
+
+
+# -- what issuers grant
+
+# RFC 6749 section 5.2; what an issuer says beside these is not repeated, since it might
+# quote a token.
+GRANT_ERRORS = frozenset([
+    "invalid_client",
+    "invalid_grant",
+    "invalid_request",
+    "invalid_scope",
+    "unauthorized_client",
+    "unsupported_grant_type",
+])
+# Said with status 400 by some, though nothing is wrong with the grant.
+MOMENTARY_GRANT_ERRORS = frozenset(["server_error", "slow_down", "temporarily_unavailable"])
+# The other time limits of Timeouts are for clients.
+ISSUER_TIMEOUTS = Timeouts(10.0, ISSUER_HEAD_SECONDS, ISSUER_BODY_SECONDS, 1.0, 1.0, 1.0)
+ISSUER_SILENCES = {
+    "closed": "closed the connection without an answer",
+    "silent": "did not answer in time",
+    "stalled": "did not finish its answer in time",
+}
+
+
+class Answer(NamedTuple):
+    """An issuer's answer: ``fields`` is its JSON object, empty where it is none."""
+
+    status: int
+    headers: Headers
+    fields: Mapping[str, Any]
+
+
+def fingerprint(text: str) -> str:
+    """What stands for a secret in places where only the same one is to be recognised."""
+    return hashlib.sha256(encode_lossless(text)).hexdigest()
+
+
+def grant_form(grant: TokenGrant, refresh_token: Secret) -> str:
+    """The body of a refresh request (RFC 6749 section 6)."""
+    pairs = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.reveal()),
+             ("client_id", grant.client_id)]
+    if grant.client_secret is not None:
+        pairs.append(("client_secret", grant.client_secret.reveal()))
+    if grant.scope is not None:
+        pairs.append(("scope", grant.scope))
+    return urllib.parse.urlencode(pairs)
+
+
+def grant_call(provider: Provider, grant: TokenGrant, form: str) -> UpstreamCall:
+    """The call to an issuer, by the provider's proxy and certificates.
+
+    It goes on a connection of its own: one from the pool may be found closed after
+    it has taken the request, and would be replaced by sending the token again.  An
+    issuer on loopback is never asked through a proxy, which would read the token.
+    """
+    body = form.encode("ascii")
+    base = grant.token_url.base
+    headers = [
+        ("Host", base.authority),
+        ("User-Agent", "claude_gateway/" + __version__),
+        ("Accept", "application/json"),
+        ("Accept-Encoding", "identity"),
+        ("Connection", "close"),
+        ("Content-Type", "application/x-www-form-urlencoded"),
+        ("Content-Length", str(len(body))),
+    ]
+    issuer = provider._replace(
+        base_url=base, proxy=None if is_loopback(base.host) else provider.proxy)
+    call = UpstreamCall("POST", issuer, grant.token_url.target, headers, body, ISSUER_TIMEOUTS)
+    call.may_resend = False
+    return call
+
+
+def issuer_fault(who: str, error: UpstreamError) -> CredentialError:
+    """An issuer that could not be asked.  Only what was said before the token was sent is
+    repeated: the rest might quote it."""
+    said = "could not be reached: %s" % error if isinstance(error, UpstreamUnreached) else (
+        ISSUER_SILENCES.get(error.kind, "gave an answer that could not be read"))
+    return CredentialError("%s: the token issuer %s" % (who, said))
+
+
+def check_granted(who: str, answer: Answer, wall_now: float) -> None:
+    """Pass an answer that grants a token.  Raises CredentialError, CredentialRefused."""
+    code = str(answer.fields.get("error", ""))
+    said = " (%s)" % code if code in GRANT_ERRORS else ""
+    # Some say it with status 200 (GitHub's does).
+    refused = answer.status in (400, 401) or answer.status == 200 and bool(code)
+    if refused and code not in MOMENTARY_GRANT_ERRORS:
+        raise CredentialRefused("%s: the token issuer refused to renew it%s: sign in anew, or "
+                                "mend its token settings" % (who, said))
+    if answer.status != 200:
+        told = retry_after_seconds(answer.headers, wall_now)
+        raise CredentialError("%s: the token issuer answered with status %d"
+                              % (who, answer.status),
+                              None if told is None else min(told, MAX_REST_SECONDS))
+    token_type = answer.fields.get("token_type", "bearer")
+    if not (isinstance(token_type, str) and token_type.lower() == "bearer"
+            and is_token(answer.fields.get("access_token"))):
+        raise CredentialError("%s: the token issuer's answer holds no bearer token" % who)
+
+
+def is_token(value: Any) -> bool:
+    """Whether a value could be sent in a header."""
+    return (isinstance(value, str) and len(value) <= MAX_TOKEN_CHARS
+            and re.fullmatch(r"[\x21-\x7e]+", value) is not None)
+
+
+def told_lifetime(value: Any) -> float:
+    """``expires_in`` as seconds, a number or a numeric string; an hour where it is neither."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}(\.[0-9]{0,10})?", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        return ASSUMED_TOKEN_SECONDS
+    return float(min(value, MAX_TOKEN_SECONDS))
+
+
+def margin_of(lifetime_seconds: float) -> float:
+    """How long before its end a token of some lifetime is to be renewed."""
+    return min(RENEWAL_MARGIN_SECONDS, lifetime_seconds / 2)
+
+
+# -- where grants outlive the process
+
+
+class StoredGrant(NamedTuple):
+    """What became of one configured refresh token; times are the wall clock's."""
+
+    account: str
+    refresh_token: Secret
+    access_token: Secret
+    granted_at: float
+    expires_at: float
+
+    def gained(self, wall_now: float) -> Gained:
+        """The access token, with what is left of it: a clock set back adds nothing."""
+        lifetime = min(max(0.0, self.expires_at - self.granted_at), MAX_TOKEN_SECONDS)
+        return Gained(self.access_token, min(self.expires_at - wall_now, lifetime),
+                      margin_of(lifetime))
+
+    def as_row(self) -> dict:
+        """The same for JSON, secrets revealed."""
+        return dict(self._asdict(), refresh_token=self.refresh_token.reveal(),
+                    access_token=self.access_token.reveal())
+
+
+def stored_grant(account: str, answer: Mapping[str, Any], used: Secret,
+                 wall_now: float) -> StoredGrant:
+    """What an issuer granted; without a new refresh token the one just used stays."""
+    given = answer.get("refresh_token")
+    return StoredGrant(account, Secret(given) if is_token(given) else used,
+                       Secret(answer["access_token"]), wall_now,
+                       wall_now + told_lifetime(answer.get("expires_in")))
+
+
+def parse_stored_grant(row: Any) -> Optional[StoredGrant]:
+    """A row of a store; None where somebody has changed it into something else."""
+    if not isinstance(row, dict):
+        return None
+    times = [row.get(name) for name in ("granted_at", "expires_at")]
+    texts = [row.get(name) for name in ("refresh_token", "access_token")]
+    if not (all(is_token(text) for text in texts) and all(
+            isinstance(value, (int, float)) and 0 <= value < 1e12 for value in times)):
+        return None
+    return StoredGrant(str(row.get("account")), Secret(texts[0]), Secret(texts[1]), *times)
+
+
+class StoreContent:
+    """What a store holds: grants by the fingerprint of the configured refresh token that
+    they descend from (another one configured finds nothing), and what was refused.
+
+    ``sound`` is false where the file could not be read: then it is not written either.
+    """
+
+    def __init__(self) -> None:
+        self.grants: dict[str, StoredGrant] = {}
+        self.refused: list[str] = []
+        self.sound = True
+
+    @classmethod
+    def parse(cls, data: bytes) -> StoreContent:
+        """Raises ValueError for what is no store."""
+        content = cls()
+        if not data:
+            return content
+        value = json_object(data)
+        if value is None or not isinstance(value.get("grants"), dict) or not isinstance(
+                value.get("refused"), list):
+            raise ValueError("it is not a store of tokens")
+        for lineage, row in value["grants"].items():
+            grant = parse_stored_grant(row)
+            if grant is not None:
+                content.grants[lineage] = grant
+        content.refused = [mark for mark in value["refused"] if isinstance(mark, str)]
+        return content
+
+    def encode(self) -> bytes:
+        """As JSON, the newest MAX_STORED_GRANTS and MAX_REMEMBERED_REFUSALS."""
+        newest = sorted(self.grants.items(), key=lambda item: item[1].granted_at)
+        rows = {lineage: grant.as_row() for lineage, grant in newest[-MAX_STORED_GRANTS:]}
+        kept = {"grants": rows, "refused": self.refused[-MAX_REMEMBERED_REFUSALS:]}
+        return json.dumps(kept, indent=1).encode("ascii")
+
+
+def load_store(path: str) -> StoreContent:
+    """The content of a store; empty where there is no file.  Raises OSError, ValueError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_STORE_BYTES + 1)
+    except FileNotFoundError:
+        return StoreContent()
+    if len(data) > MAX_STORE_BYTES:
+        raise ValueError("it has more than %d bytes" % MAX_STORE_BYTES)
+    return StoreContent.parse(data)
+
+
+def save_store(path: str, content: StoreContent, wait: Callable[[float], Any]) -> None:
+    """Replace a store as a whole, readable by its owner alone.  Raises OSError.
+
+    The bytes are on the disk before the name points to them: a crash leaves the
+    old content or the new one.
+    """
+    beside = "%s.%s.tmp" % (path, os.urandom(8).hex())
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        replace_file(beside, path, wait)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is gone, or the folder cannot be written
+            os.unlink(beside)
+        raise
+    sync_folder(os.path.dirname(path))
+
+
+def replace_file(source: str, target: str, wait: Callable[[float], Any]) -> None:
+    """os.replace, tried again where the target is open just then (on Windows)."""
+    for tries_left in range(STORE_REPLACE_TRIES - 1, -1, -1):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not tries_left:
+                raise
+            wait(RENEWAL_SLICE_SECONDS)
+
+
+def sync_folder(folder: str) -> None:
+    """Put a new name on the disk as well, where folders can be opened (not on Windows)."""
+    with contextlib.suppress(OSError):  # safe: a name lost in a power cut was the old content's
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class FileLock:
+    """An exclusive lock between processes, on a file of its own; it ends with its holder.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._held = False
+
+    def try_acquire(self) -> bool:
+        """Take the lock unless another has it.  Raises OSError where files cannot be locked."""
+        try:
+            self._lock()
+        except (BlockingIOError, PermissionError):
+            return False
+        self._held = True
+        return True
+
+    def _lock(self) -> None:
+        if sys.platform == "win32":
+            import msvcrt
+            msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Give the lock back; closing alone may take Windows a while."""
+        try:
+            if self._held and sys.platform == "win32":
+                import msvcrt
+                msvcrt.locking(self._descriptor, msvcrt.LK_UNLCK, 1)
+        finally:
+            os.close(self._descriptor)
+
+
+# -- renewing
+
+
+class Issuers:
+    """Renews tokens by refresh grants: asks, stores, then gives.
+
+    All of it happens under the store's lock: whoever comes second finds what the
+    first has got, in this process and in others.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[UpstreamCall], UpstreamResponse],
+        monotonic: Callable[[], float],
+        wall_clock: Callable[[], float],
+        log: Log,
+        stopping: threading.Event,
+    ) -> None:
+        self._send = send
+        self._monotonic = monotonic
+        self._wall_clock = wall_clock
+        self._log = log
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._store_locks: dict[str, threading.Lock] = {}
+        self._refused: collections.deque[str] = collections.deque(maxlen=MAX_REMEMBERED_REFUSALS)
+
+    def renew(self, provider: Provider, account: Account, standing: Standing) -> Gained:
+        """A token other than the standing's own.  Raises CredentialError, ShuttingDown."""
+        assert isinstance(account.source, TokenGrant)
+        grant, who = account.source, "account %s" % account.name
+        path = os.path.realpath(grant.store)
+        with self._holding(who, path):
+            content = self._load(who, path)
+            lineage = fingerprint(grant.refresh_token.reveal())
+            stored = content.grants.get(lineage)
+            refresh_token = stored.refresh_token if stored is not None else grant.refresh_token
+            mark = fingerprint(refresh_token.reveal())
+            if standing.unsaved is not None and standing.unsaved.behind == mark:
+                # The store is behind what we know: it could not be written.
+                refresh_token = standing.unsaved.refresh_token
+            elif stored is not None:
+                taken = stored.gained(self._wall_clock())
+                if taken.seconds > 0 and taken.secret != standing.secret and (
+                        taken.secret not in standing.refused):
+                    return taken
+            answer = self._granted(who, path, content, provider, grant, refresh_token)
+            new = stored_grant("%s/%s" % (provider.name, account.name), answer, refresh_token,
+                               self._wall_clock())
+            # Stored before it is used; without a disk it is served all the same.
+            content.grants[lineage] = new
+            saved = self._save(who, path, content)
+            standing.unsaved = None if saved else Unsaved(mark, new.refresh_token)
+            return new.gained(new.granted_at)
+
+    def _granted(self, who: str, path: str, content: StoreContent, provider: Provider,
+                 grant: TokenGrant, refresh_token: Secret) -> Mapping[str, Any]:
+        """Ask the issuer, unless it has refused the very same before."""
+        form = grant_form(grant, refresh_token)
+        token_mark = fingerprint(refresh_token.reveal())
+        # A wrong client_secret says nothing of the token: then the request is remembered.
+        form_mark = fingerprint("%s %s" % (grant.token_url.base.origin, form))
+        with self._lock:
+            known = {*self._refused, *content.refused}
+        if token_mark in known or form_mark in known:
+            raise CredentialRefused("%s: the token issuer has refused this refresh token before: "
+                                    "sign in anew" % who)
+        answer = self._ask(who, grant_call(provider, grant, form))
+        try:
+            check_granted(who, answer, self._wall_clock())
+        except CredentialRefused:
+            mark = token_mark if answer.fields.get("error") == "invalid_grant" else form_mark
+            with self._lock:
+                self._refused.append(mark)
+            content.refused.append(mark)
+            self._save(who, path, content)
+            raise
+        return answer.fields
+
+    def _ask(self, who: str, call: UpstreamCall) -> Answer:
+        try:
+            response = self._send(call)
+            try:
+                body = read_at_most(response, MAX_ISSUER_BYTES, ISSUER_BODY_SECONDS,
+                                    self._monotonic)
+            finally:
+                response.close()
+        except ShuttingDown:
+            raise
+        except UpstreamError as error:
+            raise issuer_fault(who, error) from None
+        return Answer(response.status, response.headers, json_object(body) or {})
+
+    # -- the store
+
+    def _load(self, who: str, path: str) -> StoreContent:
+        try:
+            return load_store(path)
+        except (OSError, ValueError) as error:
+            self._log.once("warning", "%s: its token store %s cannot be read (%s); what the issuer "
+                           "gives is kept in memory alone" % (who, path, reason_of(error)))
+        content = StoreContent()
+        content.sound = False
+        return content
+
+    def _save(self, who: str, path: str, content: StoreContent) -> bool:
+        if not content.sound:
+            return False
+        try:
+            save_store(path, content, self._stopping.wait)
+            return True
+        except OSError as error:
+            self._log.once("warning", "%s: its token store %s cannot be written (%s); what the "
+                           "issuer gives is kept in memory alone" % (who, path, reason_of(error)))
+            return False
+
+    @contextlib.contextmanager
+    def _holding(self, who: str, path: str) -> Iterator[None]:
+        """Alone with a store, among our threads and among processes."""
+        deadline = self._monotonic() + STORE_LOCK_SECONDS
+        with self._lock:
+            ours = self._store_locks.setdefault(path, threading.Lock())
+        self._until(who, deadline, lambda: ours.acquire(False))
+        try:
+            with contextlib.ExitStack() as held:
+                try:
+                    lock = FileLock(path + ".lock")
+                    held.callback(lock.close)
+                    self._until(who, deadline, lock.try_acquire)
+                except (OSError, ImportError) as error:
+                    # A folder that cannot be written, a file system without locks.
+                    self._log.once("warning", "%s: its token store %s cannot be locked (%s); let "
+                                   "no other gateway use it" % (who, path, reason_of(error)))
+                yield
+        finally:
+            ours.release()
+
+    def _until(self, who: str, deadline: float, has_it: Callable[[], bool]) -> None:
+        while not has_it():
+            if self._stopping.wait(RENEWAL_SLICE_SECONDS):
+                raise ShuttingDown("the gateway is shutting down")
+            if self._monotonic() >= deadline:
+                raise CredentialError("%s: its token store has been locked by another process "
+                                      "for %g s" % (who, STORE_LOCK_SECONDS))
+
+
+class Renewal:
+    """Current credentials of accounts that renew theirs; one renewal at a time per account.
+
+    A renewal runs in a thread of its own, so that a client which leaves does not
+    end it for the others.  ``pause`` waits some seconds for one client; it raises
+    ClientGone and ShuttingDown.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[UpstreamCall], UpstreamResponse],
+        pause: Callable[[float, Watch], None],
+        monotonic: Callable[[], float],
+        wall_clock: Callable[[], float],
+        log: Log,
+    ) -> None:
+        self._pause = pause
+        self._monotonic = monotonic
+        self._log = log
+        self._stopping = threading.Event()
+        self._issuers = Issuers(send, monotonic, wall_clock, log, self._stopping)
+        self._lock = threading.Lock()
+        self._standings: dict[tuple[Any, ...], Standing] = {}
+        self._threads: set[threading.Thread] = set()
+
+    def secret(self, provider: Provider, account: Account, watch: Watch) -> Secret:
+        """The credential to send now.  Raises CredentialError, ClientGone, ShuttingDown.
+
+        A token that is to expire soon is given and renewed meanwhile.
+        """
+        if account.source is None:
+            return account.secret
+        with self._lock:
+            standing = self._standing(provider, account)
+            now = self._monotonic()
+            current = standing.usable(now)
+            if current is not None and (now < max(standing.due, standing.quiet_until)
+                                        or self._stopping.is_set()):
+                return current
+            run, thread = self._begin(provider, account, standing, now)
+        self._start(run, thread, standing, account)
+        return current if current is not None else self._result(run, account, watch)
+
+    def renewed(self, provider: Provider, account: Account, refused: Secret,
+                watch: Watch) -> Optional[Secret]:
+        """After an upstream's 401 or 403: a credential other than ``refused``, or None.
+
+        At once where somebody has renewed it already; None for a static account
+        and where the renewal gave the same key again.  Raises as ``secret``.
+        """
+        if account.source is None:
+            return None
+        with self._lock:
+            standing = self._standing(provider, account)
+            now = self._monotonic()
+            current = standing.usable(now)
+            if current is not None and current != refused:
+                return current
+            if current is not None and now < standing.same_until:
+                return None
+            if refused not in standing.refused:
+                standing.refused.append(refused)
+            run, thread = self._begin(provider, account, standing, now)
+        self._start(run, thread, standing, account)
+        secret = self._result(run, account, watch)
+        return None if secret == refused else secret
+
+    def retain(self, accounts: Iterable[tuple[str, Account]]) -> None:
+        """Forget what is known of accounts other than these (provider's name, account)."""
+        kept = {(name, account.name, account.source) for name, account in accounts}
+        with self._lock:
+            self._standings = {key: standing for key, standing in self._standings.items()
+                               if key in kept}
+
+    def close(self) -> None:
+        """End commands, let no renewal start, and wait for the threads under a bound."""
+        with self._lock:
+            self._stopping.set()
+            threads = list(self._threads)
+        deadline = self._monotonic() + RENEWAL_CLOSE_SECONDS
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - self._monotonic()))
+
+    # -- under the lock
+
+    def _standing(self, provider: Provider, account: Account) -> Standing:
+        """By the source as well: requests of an older configuration have their own."""
+        return self._standings.setdefault((provider.name, account.name, account.source),
+                                          Standing())
+
+    def _begin(self, provider: Provider, account: Account, standing: Standing,
+               now: float) -> tuple[Run, Optional[threading.Thread]]:
+        """The renewal under way, or a new one with its thread, which is to be started."""
+        if standing.run is not None:
+            return standing.run, None
+        if self._stopping.is_set():
+            raise ShuttingDown("the gateway is shutting down")
+        if now < standing.not_before:
+            raise CredentialError("account %s: the token issuer wants to be asked later"
+                                  % account.name, standing.not_before - now)
+        run = standing.run = Run()
+        thread = threading.Thread(target=self._run, args=(provider, account, standing, run),
+                                  name="renewal", daemon=True)
+        self._threads.add(thread)
+        return run, thread
+
+    # -- in whatever thread needs a credential
+
+    def _start(self, run: Run, thread: Optional[threading.Thread], standing: Standing,
+               account: Account) -> None:
+        if thread is None:
+            return
+        try:
+            thread.start()
+        except RuntimeError:
+            failure = partial(CredentialError, "account %s: no thread could be started to renew it"
+                              % account.name)
+            self._end(run, standing, failure, thread)
+
+    def _result(self, run: Run, account: Account, watch: Watch) -> Secret:
+        deadline = self._monotonic() + RENEWAL_SECONDS
+        while not run.done.is_set():
+            if self._monotonic() >= deadline:
+                raise CredentialError("account %s: renewing it took longer than %g s"
+                                      % (account.name, RENEWAL_SECONDS))
+            self._pause(RENEWAL_SLICE_SECONDS, watch)
+        if run.failure is not None:
+            raise run.failure()
+        return run.secret
+
+    # -- in the renewal's thread
+
+    def _run(self, provider: Provider, account: Account, standing: Standing, run: Run) -> None:
+        failure: Optional[Callable[[], UpstreamError]] = None
+        try:
+            gained = self._gain(provider, account, standing)
+            run.secret = gained.secret
+            with self._lock:
+                standing.settle(gained, self._monotonic())
+            self._log.message("debug", "account %s: credential renewed, holds for %d s"
+                              % (account.name, gained.seconds))
+        except CredentialError as error:
+            self._log.message("warning", error.message)
+            failure = partial(type(error), error.message, error.retry_after)
+        except ShuttingDown as error:
+            failure = partial(ShuttingDown, error.message)
+        except Exception as error:
+            # Nothing else is to come out of here; should it, nobody may wait for ever.
+            self._log.message("error", "account %s: renewing failed: %s"
+                              % (account.name, frames_of(error)))
+            failure = partial(CredentialError, "account %s: renewing it failed (%s)"
+                              % (account.name, type(error).__name__))
+        finally:
+            self._end(run, standing, failure, threading.current_thread())
+
+    def _gain(self, provider: Provider, account: Account, standing: Standing) -> Gained:
+        if self._stopping.is_set():
+            raise ShuttingDown("the gateway is shutting down")
+        if not isinstance(account.source, KeyCommand):
+            return self._issuers.renew(provider, account, standing)
+        key = printed_key(account.source, "account %s" % account.name, self._monotonic,
+                          self._stopping)
+        return Gained(key, account.source.ttl_seconds, 0.0)
+
+    def _end(self, run: Run, standing: Standing,
+             failure: Optional[Callable[[], UpstreamError]], thread: threading.Thread) -> None:
+        with self._lock:
+            if failure is not None:
+                now = self._monotonic()
+                told = getattr(failure(), "retry_after", None) or 0.0
+                standing.not_before = now + told
+                standing.quiet_until = now + max(told, RENEWAL_RETRY_SECONDS)
+            run.failure = failure
+            standing.run = None
+            self._threads.discard(thread)
+        run.done.set()
+
+
 # ---- 15. Engine --------------------------------------------------------------
 
 
@@ -6746,8 +7746,10 @@ class Engine:
         wall_clock: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
+        renewal: Renewal,
     ) -> None:
         self.accounts = AccountPool(monotonic, chance)
+        self._renewal = renewal
         self.records = RecordRing()
         self.draining = False
         self._transport = transport
@@ -6769,6 +7771,8 @@ class Engine:
         """Serve another configuration from the next request on; accounts keep their state."""
         before, self._served = self._served.config, Served(config)
         self.accounts.retain(before.providers, config.providers)
+        self._renewal.retain((provider.name, account) for provider in config.providers
+                             for account in provider.accounts)
 
     # -- the walk of one request
 
@@ -7106,8 +8110,7 @@ class Engine:
         One call as a rule, one more with a renewed credential or a mended body.
         The lease is given back here, or at the end of the stream that took it.
         """
-        attempts = exchange.attempts
-        result: Optional[Result] = None
+        attempts, is_settled = exchange.attempts, False
         try:
             result = self._call(exchange, lease)
             if result.decision.blame and attempts.may_repeat() and self._renewed(exchange, lease):
@@ -7117,8 +8120,9 @@ class Engine:
                     exchange, lease):
                 attempts.repeated(lease)
                 result = self._call(exchange, lease)
+            is_settled = True
         finally:
-            if result is None:
+            if not is_settled:
                 self.accounts.release(lease, attempts.wanted)
         decision, response = result.decision, result.response
         if response is not None and decision.action in ("relay", "mend"):
@@ -7126,6 +8130,8 @@ class Engine:
                 self._told(lease, decision, self.accounts.release(
                     lease, attempts.wanted, decision, result.outcome))
             return self._given(exchange, lease, response)
+        if isinstance(result.error, CredentialError):
+            attempts.uncounted()
         self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
         return Failure(lease, decision, result.error, response)
 
@@ -7138,7 +8144,17 @@ class Engine:
 
     def _renewed(self, exchange: Exchange, lease: Lease) -> bool:
         """Whether an account whose credential was refused has another one now."""
-        return False
+        if lease.account is None or lease.secret is None:
+            return False
+        try:
+            secret = self._renewal.renewed(lease.provider, lease.account, lease.secret,
+                                           exchange.watch)
+        except UpstreamError:
+            return False  # told in the log by the renewal; the refusal stands
+        if secret is None:
+            return False
+        lease.secret = secret
+        return True
 
     def _call(self, exchange: Exchange, lease: Lease) -> Result:
         """One upstream call, its attempt in the record, and what follows from it."""
@@ -7147,6 +8163,8 @@ class Engine:
         outcome, response, error = Outcome("client_left"), None, None
         upstream: Optional[UpstreamResponse] = None
         try:
+            if lease.account is not None:
+                lease.secret = self._renewal.secret(lease.provider, lease.account, exchange.watch)
             upstream = self._send(exchange, lease)
             outcome, response = self._received(exchange, lease, upstream)
         except UpstreamError as failure:
@@ -7547,29 +8565,6 @@ def allowed_methods(routes: Mapping[str, Route]) -> str:
     if "GET" in methods:
         methods.append("HEAD")
     return ", ".join(sorted([*methods, "OPTIONS"]))
-
-
-def read_at_most(
-    upstream: UpstreamResponse,
-    limit_bytes: int,
-    seconds: Optional[float] = None,
-    monotonic: Callable[[], float] = time.monotonic,
-) -> bytes:
-    """A whole body.  Raises UpstreamError, also for one above the limit; ClientGone.
-
-    ``seconds`` bound all of it; without them each silence has its own bound.
-    """
-    pieces: list[bytes] = []
-    total = 0
-    deadline = None if seconds is None else monotonic() + seconds
-    while True:
-        piece = upstream.read(None if deadline is None else max(0.0, deadline - monotonic()))
-        if not piece:
-            return b"".join(pieces)
-        total += len(piece)
-        if total > limit_bytes:
-            raise UpstreamMalformed("upstream sent more than %d bytes" % limit_bytes)
-        pieces.append(piece)
 
 
 def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provider]:
@@ -8382,7 +9377,8 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
 
 CONFIG_NAME = "claude_gateway.json"
 EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-SECRET_KEYS = frozenset(["api_key", "api_keys", "auth_token", "key", "proxy"])
+SECRET_KEYS = frozenset([
+    "api_key", "api_keys", "auth_token", "client_secret", "key", "proxy", "refresh_token"])
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 
 
@@ -8412,6 +9408,7 @@ class Gateway:
         self._stop_pauses = threading.Event()
         self._engine: Optional[Engine] = None
         self._transport: Optional[Transport] = None
+        self._renewal: Optional[Renewal] = None
         self._servers: list[tuple[DownstreamServer, threading.Thread]] = []
 
     def start(self) -> Gateway:
@@ -8429,16 +9426,17 @@ class Gateway:
             self._log.message("warning", warning)
         self._stop_pauses = threading.Event()
         transport = Transport(time.monotonic, self._proxy_chooser(), self._ca_files())
+        renewal = Renewal(transport.send, transport.pause, time.monotonic, time.time, self._log)
         try:
             config = self._with_demo(self.config)
             engine = Engine(config, transport, self._log, time.monotonic, time.time,
-                            new_request_id, random.random)
+                            new_request_id, random.random, renewal)
             server = self._serve((config.host, config.port),
                                  Application(engine.handle, engine.refuse), config)
         except BaseException:
             self._close_servers()
             raise
-        self._engine, self._transport = engine, transport
+        self._engine, self._transport, self._renewal = engine, transport, renewal
         self.url, self.port = server.url, server.server_port
         return self
 
@@ -8507,7 +9505,7 @@ class Gateway:
         While draining ``/health`` and every new request answer 503.  What is
         then still under way ends with an error.
         """
-        if self._engine is None or self._transport is None:
+        if self._engine is None or self._transport is None or self._renewal is None:
             return
         self._engine.draining = True
         server, _ = self._servers[-1]
@@ -8516,9 +9514,12 @@ class Gateway:
             self._stop_pauses.set()
             self._transport.cancel_all()
             server.wait_until_idle(DRAIN_SECONDS)
+        # A token may be under renewal for nobody.
+        self._transport.cancel_all()
+        self._renewal.close()
         self._close_servers()
         self._transport.close()
-        self._engine = self._transport = None
+        self._engine = self._transport = self._renewal = None
 
     def _close_servers(self) -> None:
         self._stop_pauses.set()
@@ -8685,7 +9686,21 @@ def load_config(options: argparse.Namespace, environ: Mapping[str, str]) -> tupl
     if path and file_is_open(path) and holds_secrets(settings):
         config = config._replace(warnings=config.warnings + (
             "%s: holds secrets and is readable by others; chmod 600 it" % path,))
-    return config, path or ""
+    return with_store_paths(config, os.path.dirname(os.path.abspath(path or ""))), path or ""
+
+
+def with_store_paths(config: Config, folder: str) -> Config:
+    """A relative ``store`` lies beside the file that names it, wherever one starts from."""
+
+    def placed(account: Account) -> Account:
+        if not isinstance(account.source, TokenGrant):
+            return account
+        store = os.path.join(folder, account.source.store)
+        return account._replace(source=account.source._replace(store=store))
+
+    return config._replace(providers=tuple(
+        provider._replace(accounts=tuple(placed(account) for account in provider.accounts))
+        for provider in config.providers))
 
 
 def overrides_of(options: argparse.Namespace, environ: Mapping[str, str]) -> dict:
@@ -8781,11 +9796,21 @@ def describe_config(config: Config) -> list[str]:
         lines.append("provider %s: %s%s" % (provider.name, where,
                                             "" if provider.enabled else " (disabled)"))
         for account in provider.accounts:
-            lines.append("  account %s: %s %s%s" % (account.name, account.header, account.secret,
+            lines.append("  account %s: %s %s%s" % (account.name, account.header,
+                                                    described_secret(account),
                                                     "" if account.enabled else " (disabled)"))
         if not provider.accounts and provider.preset != DEMO:
             lines.append("  no account: each client's own credential is passed on")
     return lines
+
+
+def described_secret(account: Account) -> str:
+    """An account's key masked, or where it comes from: a command's words may be secrets."""
+    if isinstance(account.source, KeyCommand):
+        return "printed by %s" % str(account.source)
+    if isinstance(account.source, TokenGrant):
+        return "granted by %s" % str(account.source)
+    return str(account.secret)
 
 
 def provider_lines(config: Config) -> list[str]:

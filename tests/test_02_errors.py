@@ -52,6 +52,8 @@ class GatewayErrorTest(unittest.TestCase):
             (gw.UpstreamBroke, 502, "broke"),
             (gw.UpstreamStalled, 504, "stalled"),
             (gw.ShuttingDown, 503, "shutdown"),
+            (gw.CredentialError, 502, "credential"),
+            (gw.CredentialRefused, 502, "credential_refused"),
         ]
         for error_class, status, kind in table:
             with self.subTest(error_class.__name__):
@@ -74,6 +76,10 @@ class GatewayErrorTest(unittest.TestCase):
     def test_a_stall_is_a_break_and_both_are_the_upstreams(self):
         self.assertIsInstance(gw.UpstreamStalled("m"), gw.UpstreamBroke)
         self.assertIsInstance(gw.UpstreamBroke("m"), gw.UpstreamError)
+
+    def test_an_issuers_own_wait_travels_with_its_error(self):
+        self.assertIsNone(gw.CredentialError("m").retry_after)
+        self.assertEqual(gw.CredentialRefused("m", 2.5).retry_after, 2.5)
 
     def test_a_client_that_left_is_told_nothing(self):
         self.assertFalse(issubclass(gw.ClientGone, gw.GatewayError))

@@ -1030,5 +1030,29 @@ class CorsHeadersTest(unittest.TestCase):
                                   "Access-Control-Allow-Private-Network"}, set())
 
 
+class RetryAfterTest(unittest.TestCase):
+
+    NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
+
+    def test_seconds_from_now(self):
+        table = [
+            ("0", 0.0), ("7", 7.0), (" 7 ", 7.0), ("1.5", 1.5), ("86400", 86400.0),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", 60.0), ("Sunday, 06-Nov-94 08:50:37 GMT", 60.0),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", 0.0),
+        ]
+        for text, seconds in table:
+            with self.subTest(text):
+                headers = gw.Headers([("Retry-After", text)])
+                self.assertEqual(gw.retry_after_seconds(headers, self.NOW), seconds)
+
+    def test_what_says_nothing(self):
+        for text in ("", "nan", "inf", "-1", "+1", "1e3", "soon", "9" * 400, "\u0667", "1,5",
+                     "Sun, 99 Foo 1994", "Sun, 06 Nov 99999999999 08:50:37 GMT"):
+            with self.subTest(text):
+                headers = gw.Headers([("Retry-After", text)])
+                self.assertIsNone(gw.retry_after_seconds(headers, self.NOW))
+        self.assertIsNone(gw.retry_after_seconds(gw.Headers(), self.NOW))
+
+
 if __name__ == "__main__":
     unittest.main()

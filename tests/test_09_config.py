@@ -552,6 +552,10 @@ class ClientKeysTest(unittest.TestCase):
         self.assertEqual(self.keys(" one\t")[0].key.reveal(), "one")
 
 
+GRANT = {"token_url": "https://issuer.example/t", "client_id": "abc", "refresh_token": "first",
+         "store": "tokens.json"}
+
+
 class AccountsTest(unittest.TestCase):
 
     def test_exactly_one_credential(self):
@@ -565,16 +569,78 @@ class AccountsTest(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(paths_of(problems_of(account(**credentials))), paths)
 
-    def test_what_this_version_cannot_do_says_so(self):
+    def test_a_command_is_a_list_or_a_string_of_words(self):
         table = [
-            ("key_command", "print-my-key"),
-            ("token", {"token_url": "https://issuer.example", "client_id": "abc"}),
+            ("print-my-key", ("print-my-key",)),
+            ("vault read 'my key'", ("vault", "read", "my key")),
+            (["vault", "read", "my key; rm -rf $HOME"], ("vault", "read", "my key; rm -rf $HOME")),
         ]
-        for key, value in table:
-            with self.subTest(key):
-                problem, = problems_of(account(**{key: value}))
-                self.assertEqual(problem, "providers[0].accounts[0].%s: is not available in "
-                                          "version %s (credential renewal)" % (key, gw.__version__))
+        for value, words in table:
+            with self.subTest(value):
+                read = provider(accounts=[{"name": "a", "key_command": value}]).accounts[0]
+                self.assertEqual(read.source, gw.KeyCommand(words, 300))
+
+    def test_what_is_no_command(self):
+        for value in ("", " ", [], [""], ["a", 1], 7, None, {"a": "b"}, "a 'b", ["a\0b"]):
+            with self.subTest(value):
+                self.assertEqual(paths_of(problems_of(account(key_command=value))),
+                                 ["providers[0].accounts[0].key_command"])
+
+    def test_a_command_on_windows_keeps_its_backslashes(self):
+        table = [
+            ('"C:\\my tools\\key.exe" -n work', ["C:\\my tools\\key.exe", "-n", "work"]),
+            ("C:\\tools\\key.exe 'a b'", ["C:\\tools\\key.exe", "a b"]),
+            ('key.exe "', None),
+        ]
+        for text, words in table:
+            with self.subTest(text):
+                if words is None:
+                    self.assertRaises(ValueError, gw.split_command, text, True)
+                else:
+                    self.assertEqual(gw.split_command(text, True), words)
+
+    def test_a_ttl_is_a_commands_own(self):
+        read = provider(accounts=[{"name": "a", "key_command": "k", "key_ttl_seconds": 60.5}])
+        self.assertEqual(read.accounts[0].source.ttl_seconds, 60.5)
+        self.assertEqual(paths_of(problems_of(account(key_command="k", key_ttl_seconds=0))),
+                         ["providers[0].accounts[0].key_ttl_seconds"])
+        self.assertEqual(problems_of(account(api_key="k", key_ttl_seconds=60)), [
+            "providers[0].accounts[0].key_ttl_seconds: means something beside key_command only"])
+
+    def test_a_grant(self):
+        grant = dict(GRANT, token_url="https://issuer.example:8443/oauth/token?tenant=a",
+                     client_secret="cs", scope="a b")
+        read = provider(accounts=[{"name": "a", "token": grant}]).accounts[0].source
+        self.assertEqual((read.token_url.base.origin, read.token_url.target),
+                         ("https://issuer.example:8443", "/oauth/token?tenant=a"))
+        self.assertEqual(str(read), "https://issuer.example:8443/oauth/token")
+        self.assertEqual((read.client_id, read.refresh_token, read.store),
+                         ("abc", gw.Secret("first"), "tokens.json"))
+        self.assertEqual((read.client_secret, read.scope), (gw.Secret("cs"), "a b"))
+
+    def test_what_is_no_grant(self):
+        at = "providers[0].accounts[0].token"
+        table = [
+            ("a string", "x", [at]),
+            ("nothing", {}, [at + name for name in (
+                ".token_url", ".client_id", ".refresh_token", ".store")]),
+            ("an unknown key", dict(GRANT, refresh="x"), [at + ".refresh"]),
+            ("http elsewhere", dict(GRANT, token_url="http://issuer.example/t"),
+             [at + ".token_url"]),
+            ("no URL", dict(GRANT, token_url="issuer.example"), [at + ".token_url"]),
+            ("a user", dict(GRANT, token_url="https://me:MARKED@issuer.example/t"),
+             [at + ".token_url"]),
+            ("a space", dict(GRANT, token_url="https://issuer.example/a b"), [at + ".token_url"]),
+            ("a token of two lines", dict(GRANT, refresh_token="a\nb"), [at + ".refresh_token"]),
+        ]
+        for name, value, paths in table:
+            with self.subTest(name):
+                problems = problems_of(account(token=value))
+                self.assertEqual(paths_of(problems), paths)
+                self.assertNotIn("MARKED", "\n".join(problems))
+
+    def test_an_issuer_on_loopback_may_be_plain(self):
+        self.assertEqual(problems_of(account(token=dict(GRANT, token_url="http://[::1]:9"))), [])
 
     def test_which_header_carries_what(self):
         table = [
@@ -582,6 +648,9 @@ class AccountsTest(unittest.TestCase):
             ("authorization", {"api_key": "k"}, [("Authorization", "Bearer k")]),
             ("x-api-key", {"auth_token": "t"}, [("Authorization", "Bearer t")]),
             ("authorization", {"auth_token": "t"}, [("Authorization", "Bearer t")]),
+            ("x-api-key", {"key_command": "c"}, [("x-api-key", "")]),
+            ("authorization", {"key_command": "c"}, [("Authorization", "Bearer ")]),
+            ("x-api-key", {"token": GRANT}, [("Authorization", "Bearer ")]),
         ]
         for header, credentials, pairs in table:
             with self.subTest(header=header, credentials=credentials):
@@ -810,6 +879,10 @@ class SecrecyTest(unittest.TestCase):
                 {"name": "a", "api_key": LONG + "2"},
                 {"name": "b", "auth_token": "${file:/run/token}"},
                 {"name": "c", "api_key": "MARKED"},
+                {"name": "d", "key_command": ["print", "--token", "MARKED"]},
+                {"name": "e", "token": dict(
+                    GRANT, token_url="https://i.example/t?key=MARKED", refresh_token=LONG + "5",
+                    client_secret="MARKED")},
             ],
         }],
     }
@@ -832,7 +905,7 @@ class SecrecyTest(unittest.TestCase):
     def test_the_marks_would_be_found(self):
         """The test above means something only if the secrets are in there."""
         read = gw.Config.from_dict(self.SETTINGS, {"KEY": "k"}, lambda path: self.LONG)
-        revealed = [row.secret.reveal() for row in read.providers[0].accounts]
+        revealed = [row.secret.reveal() for row in read.providers[0].accounts[:3]]
         self.assertTrue(all(self.MARK in text for text in revealed))
         self.assertIn(self.ENCODED_MARK, read.providers[0].proxy.authorization.reveal())
 
@@ -847,7 +920,8 @@ class SecrecyTest(unittest.TestCase):
             ("client key", {"auth": {"api_keys": ["MARKED MARKED"]}}),
             ("two credentials", account(api_key="MARKED", auth_token="MARKED")),
             ("token", account(token={"refresh_token": "MARKED"})),
-            ("key_command", account(key_command=["print", "MARKED"])),
+            ("key_command", account(key_command=["print", "MARKED", 7])),
+            ("a command's quote", account(key_command="print 'MARKED")),
             ("password in a URL", {"providers": [
                 dict(own, base_url="https://me:MARKED@a.example")]}),
             ("slash in the password of a URL", {"providers": [

@@ -28,6 +28,8 @@ class FailedCallsTest(unittest.TestCase):
             "broke": "next",
             "stalled": "next",
             "shutdown": "give_up",
+            "credential": "next",
+            "credential_refused": "next",
         }
         for kind, action in table.items():
             with self.subTest(kind):

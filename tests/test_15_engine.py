@@ -1141,8 +1141,11 @@ class InternalErrorTest(unittest.TestCase):
         lines = []
         log = gw.Log(lines.append, lambda: 0.0)
         clock = support.FakeClock()
-        engine = gw.Engine(gw.Config.from_dict({}), gw.Transport(clock.monotonic), log,
-                           clock.monotonic, clock.time, lambda: "req_1", lambda: 0.5)
+        transport = gw.Transport(clock.monotonic)
+        self.addCleanup(transport.close)
+        renewal = gw.Renewal(transport.send, transport.pause, clock.monotonic, clock.time, log)
+        engine = gw.Engine(gw.Config.from_dict({}), transport, log, clock.monotonic, clock.time,
+                           lambda: "req_1", lambda: 0.5, renewal)
 
         def broken():
             raise RuntimeError("value sk-secret")

@@ -297,6 +297,12 @@ class OpenFileTest(FolderTest):
     WITH_KEY = {"auth": {"api_keys": ["k-in-the-file"]}}
     WITH_ACCOUNT = {"providers": [dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "k"}])]}
 
+    WITH_TOKEN = {"providers": [dict(OWN_PROVIDER, accounts=[{"name": "a", "token": {
+        "token_url": "https://issuer.example", "client_id": "abc", "refresh_token": "r",
+        "store": "t.json"}}])]}
+    WITH_COMMAND = {"providers": [dict(OWN_PROVIDER, accounts=[
+        {"name": "a", "key_command": "print-my-key"}])]}
+
     def warns(self, content, mode, *arguments, **environ):
         path = self.write("c.json", content, mode)
         return ["%s: holds secrets and is readable by others; chmod 600 it" % path] == [
@@ -308,6 +314,8 @@ class OpenFileTest(FolderTest):
             ("key, others", self.WITH_KEY, 0o604, True),
             ("key, group", self.WITH_KEY, 0o640, True),
             ("account, all", self.WITH_ACCOUNT, 0o644, True),
+            ("refresh token, all", self.WITH_TOKEN, 0o644, True),
+            ("command, all", self.WITH_COMMAND, 0o644, False),
             ("key, owner", self.WITH_KEY, 0o600, False),
             ("no secret", {"port": 9001}, 0o644, False),
         ]
@@ -561,6 +569,31 @@ class CheckTest(FolderTest):
         result = self.command("check")
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: retry.max_wait_seconds: ", result.stdout + result.stderr)
+
+    def test_a_renewed_account_is_shown_by_where_it_comes_from(self):
+        self.write("claude_gateway.json", {"providers": [dict(OWN_PROVIDER, accounts=[
+            {"name": "vault", "key_command": "print-my-key --token MARKED"},
+            {"name": "issued", "token": {
+                "token_url": "https://issuer.example/oauth/token?key=MARKED", "client_id": "abc",
+                "refresh_token": "MARKED", "client_secret": "MARKED", "store": "t.json"}}])]})
+        result = self.command("check")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("account vault: x-api-key printed by print-my-key\n", result.stdout)
+        self.assertIn("account issued: Authorization granted by "
+                      "https://issuer.example/oauth/token\n", result.stdout)
+        self.assertNotIn("MARKED", result.stdout + result.stderr)
+
+    def test_a_relative_store_lies_beside_the_file_that_names_it(self):
+        folder = os.path.join(self.work, "elsewhere")
+        absolute = os.path.join(self.home, "t.json")
+        grant = {"token_url": "https://issuer.example", "client_id": "abc", "refresh_token": "r"}
+        path = self.write(os.path.join("elsewhere", "own.json"), {"providers": [
+            dict(OWN_PROVIDER, accounts=[{"name": "a", "token": dict(grant, store="t.json")},
+                                         {"name": "b", "token": dict(grant, store=absolute)},
+                                         {"name": "c", "api_key": "k"}])]})
+        accounts = self.load("--config", path).providers[0].accounts
+        self.assertEqual([account.source and account.source.store for account in accounts],
+                         [os.path.join(folder, "t.json"), absolute, None])
 
     def test_no_secret_is_shown(self):
         """MARKED stands in front of the four characters that a mask may show."""
