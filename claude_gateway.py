@@ -4131,8 +4131,7 @@ class TokenGrant(NamedTuple):
 class Setting(NamedTuple):
     """One row of a settings table; ``path`` is dotted, ``read`` parses the value.
 
-    ``flag`` and ``env`` are its command line option and environment variable;
-    ``pending`` says what of it this version does not act on yet.
+    ``flag`` and ``env`` are its command line option and environment variable.
     """
 
     path: str
@@ -4141,7 +4140,6 @@ class Setting(NamedTuple):
     about: str
     flag: str = ""
     env: str = ""
-    pending: str = ""
 
 
 CLIENT_KEY_SETTINGS = (
@@ -4159,12 +4157,9 @@ ACCOUNT_SETTINGS = (
     Setting("token", lambda value, path, problems: read_grant(value, path, problems), None,
             "an OAuth refresh grant"),
     Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
-    Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted",
-            pending="strategies"),
-    Setting("requests_per_minute", number(1, 1e6), None, "never asked more often",
-            pending="account limits"),
-    Setting("max_concurrent", number(1, 1e6, whole=True), None, "never more at once",
-            pending="account limits"),
+    Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted"),
+    Setting("requests_per_minute", number(1, 1e6), None, "it is never asked more often"),
+    Setting("max_concurrent", number(1, 1e6, whole=True), None, "never more at once"),
     Setting("models", list_of(read_text), (), "globs of the ids it may serve; none means all"),
     Setting("enabled", read_boolean, True, "false takes it out"),
 )
@@ -4203,8 +4198,7 @@ PROVIDER_SETTINGS = (
     Setting("proxy", read_proxy, None, "an HTTP proxy for this provider alone"),
     Setting("ca_file", read_text, None, "certificates trusted beside the system's"),
     Setting("priority", number(-1e6, 1e6), 0, "lower goes first"),
-    Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted",
-            pending="strategies"),
+    Setting("weight", number(0.001, 1e6), 1, "share under the strategy weighted"),
     Setting("enabled", read_boolean, True, "false takes it out"),
     Setting("accounts", lambda value, path, problems: read_accounts(value, path, problems), (),
             "whose credentials are used; none passes the client's own on"),
@@ -4224,16 +4218,14 @@ SETTINGS = (
             env="CLAUDE_GATEWAY_UPSTREAM, CLAUDE_GATEWAY_UPSTREAM_KEY"),
     Setting("routing.strategy",
             Choice("failover", "round_robin", "weighted", "shuffle", "least_loaded"), "failover",
-            "how accounts are chosen", pending="other strategies than failover"),
+            "how accounts of one priority are chosen"),
     Setting("routing.models", map_of(text_or_list), {},
             "glob of model ids to a provider or a list"),
-    Setting("routing.sticky", read_boolean, True, "a conversation stays on its account",
-            pending="stickiness"),
+    Setting("routing.sticky", read_boolean, True, "a conversation stays on its account"),
     Setting("routing.background_model", nullable(read_text), None,
             "for Claude Code's titles, topics and summaries"),
     Setting("retry.max_attempts", number(1, 10, whole=True), 3, "upstream calls per request"),
-    Setting("retry.max_wait_seconds", number(0, 600), 30, "waiting per request",
-            pending="waiting for accounts"),
+    Setting("retry.max_wait_seconds", number(0, 600), 30, "for an account, all waits of one request together"),
     Setting("timeouts.connect_seconds", number(0.1, 300), 10, "TCP and TLS together"),
     Setting("timeouts.first_byte_seconds", number(0.1, 3600), 120, "until the response head"),
     Setting("timeouts.idle_seconds", number(0.1, 3600), 300, "silence within an answer"),
@@ -4242,8 +4234,8 @@ SETTINGS = (
     Setting("timeouts.shutdown_seconds", number(0, 3600), 30, "for requests when stopping"),
     Setting("limits.body_bytes", number(1024, 1 << 31, whole=True), 33554432, "request bodies"),
     Setting("limits.connections", number(1, 100000, whole=True), 2048, "client connections"),
-    Setting("stream.hold_seconds", number(0, 300), 20, "head held back", pending="the hold"),
-    Setting("stream.ping_seconds", number(1, 300), 15, "pings while held", pending="the hold"),
+    Setting("stream.hold_seconds", number(0, 300), 20, "a stream's head waits for its first content; 0 is never"),
+    Setting("stream.ping_seconds", number(1, 300), 15, "silence between pings after that"),
     Setting("stream.collect", Choice("auto", "always", "never"), "auto",
             "ask for a stream where the client wants none, and collect it"),
     Setting("warmup", Choice("intercept", "forward"), "intercept", "warm-up requests"),
@@ -4290,9 +4282,6 @@ def read_table(rows: Sequence[Setting], value: Any, path: str, problems: Problem
         result[name] = row.default
         if name in value:
             result[name] = row.read(value[name], joined(path, name), problems)
-            if row.pending and value[name] != row.default:
-                problems.warn(joined(path, name), "accepted, but %s cannot do it yet (%s)"
-                              % (__version__, row.pending))
     return result
 
 
@@ -5771,9 +5760,13 @@ class Log:
     ) -> None:
         self._write = write
         self._wall_clock = wall_clock
+        self._once: set[str] = set()
+        self.configure(settings)
+
+    def configure(self, settings: LogSettings) -> None:
+        """Level and format of the lines from now on."""
         self._threshold = LOG_LEVELS[settings.level]
         self._json = settings.format == "json"
-        self._once: set[str] = set()
 
     def message(self, level: str, text: str) -> None:
         """One line about the gateway itself."""
@@ -9045,11 +9038,9 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         wall_clock: Callable[[], float],
     ) -> None:
         self.application = application
-        self.timeouts = timeouts
-        self.limit_bytes = limits.body_bytes
+        self.configure(timeouts, limits)
         self.monotonic = monotonic
         self.wall_clock = wall_clock
-        self._limit_connections = limits.connections
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -9063,6 +9054,12 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         except BaseException:
             self._close_wakers()
             raise
+
+    def configure(self, timeouts: Timeouts, limits: Limits) -> None:
+        """Bounds for connections from now on."""
+        self.timeouts = timeouts
+        self.limit_bytes = limits.body_bytes
+        self._limit_connections = limits.connections
 
     def server_bind(self) -> None:
         """Bind without http.server's reverse look-up of the name, which may take seconds."""
@@ -9409,7 +9406,9 @@ class Gateway:
         self._engine: Optional[Engine] = None
         self._transport: Optional[Transport] = None
         self._renewal: Optional[Renewal] = None
+        # The last one is the gateway's own; before it the demo upstream's, once wanted.
         self._servers: list[tuple[DownstreamServer, threading.Thread]] = []
+        self._demo: Optional[tuple[BaseUrl, Account]] = None
 
     def start(self) -> Gateway:
         """Listen and serve, in threads of its own.
@@ -9477,14 +9476,18 @@ class Gateway:
         """The configuration with the demo upstream's address, which is started if wanted."""
         if not any(provider.preset == DEMO for provider in config.providers):
             return config
-        key = Secret(os.urandom(24).hex())
-        demo = DemoUpstream(key, self._stop_pauses.wait, new_request_id)
-        server = self._serve(("127.0.0.1", 0), Application(demo.handle, demo.refuse), config)
-        address = BaseUrl("http", "127.0.0.1", server.server_port, "")
-        account = build_account(
-            {"name": DEMO, "api_key": key, "auth_token": None, "priority": 0, "weight": 1,
-             "requests_per_minute": None, "max_concurrent": None, "models": (), "enabled": True},
-            "x-api-key")
+        if self._demo is None:
+            key = Secret(os.urandom(24).hex())
+            demo = DemoUpstream(key, self._stop_pauses.wait, new_request_id)
+            server = self._serve(("127.0.0.1", 0), Application(demo.handle, demo.refuse), config)
+            # The gateway's own server stays the last one.
+            self._servers.insert(0, self._servers.pop())
+            account = build_account(
+                {"name": DEMO, "api_key": key, "auth_token": None, "priority": 0, "weight": 1,
+                 "requests_per_minute": None, "max_concurrent": None, "models": (),
+                 "enabled": True}, "x-api-key")
+            self._demo = BaseUrl("http", "127.0.0.1", server.server_port, ""), account
+        address, account = self._demo
         return config._replace(providers=tuple(
             provider._replace(base_url=address, accounts=(account,), proxy=None)
             if provider.preset == DEMO else provider
@@ -9498,6 +9501,34 @@ class Gateway:
         self._servers.append((server, thread))
         thread.start()
         return server
+
+    def reload(self, config: Config) -> list[str]:
+        """Serve another configuration from the next request on; gives what needs a restart.
+
+        Requests under way keep what they began with, and accounts that remain
+        their state.  Raises ConfigError, and then changes nothing.
+        """
+        assert self._engine is not None
+        fault = startup_fault(config)
+        if fault:
+            raise ConfigError([fault])
+        notes = ["%s: %s needs a restart; still %s" % (name, new, old) for name, old, new in (
+            ("host", self.config.host, config.host), ("port", self.config.port, config.port))
+            if old != new]
+        config = config._replace(host=self.config.host, port=self.config.port)
+        served = self._with_demo(config)
+        self._log.configure(config.log)
+        for server, _ in self._servers:
+            server.configure(config.timeouts, config.limits)
+        self._engine.reload(served)
+        self.config = config
+        for note in (*config.warnings, *notes):
+            self._log.message("warning", note)
+        return notes
+
+    def note(self, level: str, text: str) -> None:
+        """A line of one's own in the log; ``level`` as in ``log.level``."""
+        self._log.message(level, text)
 
     def stop(self) -> None:
         """Drain and end: requests under way get ``timeouts.shutdown_seconds``.
@@ -9528,7 +9559,7 @@ class Gateway:
             thread.join(DRAIN_SECONDS)
             server.close_connections(DRAIN_SECONDS)
             server.server_close()
-        self._servers = []
+        self._servers, self._demo = [], None
 
     def status(self) -> dict[str, int]:
         """Counts for looking after the process: connections, requests, leases."""
@@ -9536,6 +9567,16 @@ class Gateway:
         upstream = self._transport.connections()
         return dict(self._servers[-1][0].counts(), leases=self._engine.accounts.in_flight(),
                     upstream_active=upstream["active"], upstream_idle=upstream["idle"])
+
+    def accounts(self) -> list[dict]:
+        """Every account with ``provider``, ``account``, ``state`` (ready, cooling, out),
+        ``ready_in_seconds``, ``in_flight``, ``last_error`` and the ``limits`` it told."""
+        assert self._engine is not None
+        pool = self._engine.accounts
+        return [dict(pool.snapshot(candidate), provider=provider.name,
+                     account=candidate.key[1])
+                for provider in self._engine.config.providers
+                for candidate in configured(provider)]
 
     def local_answers(self) -> dict[str, tuple[int, int]]:
         """What was answered without an upstream, by route: (requests, tokens saved)."""
@@ -9561,6 +9602,9 @@ def new_request_id() -> str:
 
 # -- options and configuration
 
+
+# How often the configuration file is looked at: one stat.
+FILE_LOOK_SECONDS = 1.0
 
 # Options that set one plain value of the table; --api-key and --upstream… do more.
 PLAIN_OPTIONS = tuple(setting for setting in SETTINGS
@@ -9909,6 +9953,9 @@ def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     say("configuration: %s" % (path or "none (defaults)"))
     for line in describe_config(config) + provider_lines(config) + setting_lines(config):
         say(line)
+    say("what happens when an upstream fails (case (statuses or kinds): what it is; ...):")
+    for line in policy_lines():
+        say("  " + line)
     for warning in config.warnings:
         say("warning: " + warning)
     fault = startup_fault(config)
@@ -9933,7 +9980,7 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     # neither a request nor the end of the process.
     errors, output = LineWriter(sys.stderr), LineWriter(sys.stdout)
     gateway = Gateway(config, errors)
-    stop = StopSignals()
+    signals = Signals()
     try:
         gateway.start()
     except (OSError, UnicodeError) as error:
@@ -9943,7 +9990,13 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
         return EXIT_BAD
     for line in banner_lines(gateway, config, path, options.quiet):
         output(line)
-    stop.wait()
+    watch = FileWatch(path)
+    while True:
+        event = signals.next(FILE_LOOK_SECONDS if path else None)
+        if event == "stop":
+            break
+        if event == "reload" or watch.changed():
+            reload_configuration(gateway, options, environ)
     gateway.stop()
     output.close()
     errors.close()
@@ -9997,35 +10050,82 @@ def listening_inode(port: int) -> str:
     return ""
 
 
-class StopSignals:
+def reload_configuration(gateway: Gateway, options: argparse.Namespace,
+                         environ: Mapping[str, str]) -> None:
+    """Read the configuration again; a bad one is told and changes nothing."""
+    try:
+        config, path = load_config(options, environ)
+        gateway.reload(config)
+    except ConfigError as error:
+        for problem in error.problems:
+            gateway.note("error", "configuration not reloaded: " + problem)
+        return
+    gateway.note("info", "configuration reloaded: %s" % (path or "none (defaults)"))
+
+
+class FileWatch:
+    """Tells when a file has changed; one that is just being written is waited for."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen = self._known = self._mark()
+
+    def _mark(self) -> Optional[tuple[int, ...]]:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None  # gone, perhaps between the two steps of a replacement
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def changed(self) -> bool:
+        """Whether it has another content than when last told, and rests since the last look."""
+        mark, before = self._mark(), self._seen
+        self._seen = mark
+        if mark == self._known or mark != before or mark is None:
+            return False
+        self._known = mark
+        return True
+
+
+class Signals:
     """SIGINT and SIGTERM (on Windows Ctrl-Break, too) end the gateway; a second one at once.
 
-    Waiting on a lock would miss a signal that another thread takes, or that comes
-    just before the main thread blocks; the byte on the wake-up socket stays.
+    SIGHUP reads the configuration again.  Waiting on a lock would miss a signal
+    that another thread takes, or that comes just before the main thread blocks;
+    the byte on the wake-up socket stays.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._stop = self._reload = False
         self._woken, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
+                signal.signal(getattr(signal, name), self._handle_stop)
         if hasattr(signal, "SIGHUP"):
-            # It will mean "read the configuration again"; until then it must
-            # not kill sessions.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, self._handle_reload)
 
-    def _handle(self, number: int, frame: Any) -> None:
-        if self._asked:
+    def _handle_stop(self, number: int, frame: Any) -> None:
+        if self._stop:
             os._exit(EXIT_BAD)
-        self._asked = True
+        self._stop = True
 
-    def wait(self) -> None:
-        """Until the first signal."""
-        while not self._asked:
-            self._woken.recv(1)
+    def _handle_reload(self, number: int, frame: Any) -> None:
+        self._reload = True
+
+    def next(self, seconds: Optional[float] = None) -> str:
+        """The next of "stop" and "reload", or "" when ``seconds`` have passed."""
+        self._woken.settimeout(seconds)
+        while not (self._stop or self._reload):
+            try:
+                self._woken.recv(1)
+            except socket.timeout:
+                return ""
+        if self._stop:
+            return "stop"
+        self._reload = False
+        return "reload"
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {

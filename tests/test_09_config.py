@@ -359,20 +359,6 @@ class SettingsTableTest(unittest.TestCase):
                      gw.CLIENT_KEY_SETTINGS):
             self.assertEqual([row.path for row in rows if not row.about], [])
 
-    def test_what_is_pending_warns_where_it_is_asked_for(self):
-        table = [
-            ({"routing": {"strategy": "weighted"}}, "routing.strategy"),
-            ({"stream": {"hold_seconds": 1}}, "stream.hold_seconds"),
-            ({"retry": {"max_wait_seconds": 1}}, "retry.max_wait_seconds"),
-            (account(api_key="k", weight=2), "providers[0].accounts[0].weight"),
-        ]
-        for settings, path in table:
-            with self.subTest(path):
-                self.assertEqual(paths_of(gw.Config.from_dict(settings).warnings), [path])
-
-    def test_a_default_spelled_out_does_not_warn(self):
-        self.assertEqual(config(warmup="intercept", routing={"sticky": True}).warnings, ())
-
 
 class UrlTest(unittest.TestCase):
 

@@ -14,15 +14,26 @@ import unittest
 import unittest.mock
 
 import claude_gateway as gw
+from tests.running import JSON_TYPE
+from tests.running import MESSAGE
+from tests.running import provider
+from tests.running import running_gateway
 from tests.support import GATEWAY_FILE
+from tests.support import Gate
 from tests.support import GatewayProcess
+from tests.support import RawClient
+from tests.support import ScriptedUpstream
 from tests.support import WAIT_SECONDS
+from tests.support import error_body
 from tests.support import eventually
 from tests.support import exchange
+from tests.support import json_response
 
 ON_WINDOWS = os.name == "nt"
 ON_LINUX = sys.platform.startswith("linux")
 OWN_PROVIDER = {"name": "own", "base_url": "https://own.example"}
+# Draws a warning, and is good.
+PLAIN_PROVIDER = {"name": "own", "base_url": "http://own.example"}
 
 
 def free_port():
@@ -565,10 +576,11 @@ class CheckTest(FolderTest):
         self.assertNotIn("\x1b", result.stderr)
 
     def test_a_warning_is_told_and_is_good(self):
-        self.write("claude_gateway.json", {"retry": {"max_wait_seconds": 1}})
+        self.write("claude_gateway.json", {"providers": [PLAIN_PROVIDER]})
         result = self.command("check")
         self.assertEqual(result.returncode, 0)
-        self.assertIn("warning: retry.max_wait_seconds: ", result.stdout + result.stderr)
+        self.assertIn("warning: providers[0].base_url: plain http",
+                      result.stdout + result.stderr)
 
     def test_a_renewed_account_is_shown_by_where_it_comes_from(self):
         self.write("claude_gateway.json", {"providers": [dict(OWN_PROVIDER, accounts=[
@@ -715,12 +727,12 @@ class ServeTest(FolderTest):
 
     def test_warnings_are_lines_of_the_log(self):
         """Who reads the log as JSON must be able to read every line of it."""
-        settings = {"retry": {"max_wait_seconds": 1}, "log": {"format": "json"}}
+        settings = {"providers": [PLAIN_PROVIDER], "log": {"format": "json"}}
         with GatewayProcess(settings) as gateway:
             exchange(gateway.port, "GET", "/nowhere")
             gateway.stop()
             lines = gateway.stderr_text().splitlines()
-        self.assertIn("max_wait_seconds", "".join(lines))
+        self.assertIn("plain http", "".join(lines))
         for line in lines:
             with self.subTest(line):
                 self.assertIsInstance(json.loads(line), dict)
@@ -751,6 +763,139 @@ class ServeTest(FolderTest):
                 self.assertEqual((result.stdout, result.stderr.count("\n")), ("", 1))
 
 
+class ReloadTest(FolderTest):
+    """A new configuration while the gateway serves."""
+
+    def settings(self, upstream, *accounts, **more):
+        return dict({"port": 0, "providers": [provider(upstream, accounts)]}, **more)
+
+    def post(self, port):
+        return exchange(port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+
+    def used(self, upstream):
+        return [request.header("x-api-key").rsplit("-", 1)[1] for request in upstream.requests]
+
+    def refusing(self, *names):
+        """A respond function that refuses some accounts for five minutes."""
+        limited = json_response(error_body("rate_limit_error", "no"), 429, [("retry-after", "300")])
+        return lambda request: (limited if request.header("x-api-key").endswith(names)
+                                else json_response())
+
+    def test_accounts_that_remain_keep_their_state(self):
+        with ScriptedUpstream(respond=self.refusing("-a")) as upstream:
+            with running_gateway(provider(upstream, ("a", "b"))) as gateway:
+                self.post(gateway.port)
+                gateway.reload(gw.Config.from_dict(self.settings(upstream, "a", "c")))
+                self.assertEqual(self.post(gateway.port).header("x-account-email"), "c")
+                self.assertEqual([row["state"] for row in gateway.accounts()],
+                                 ["cooling", "ready"])
+            self.assertEqual(self.used(upstream), ["a", "b", "c"])
+
+    def test_an_account_with_a_new_key_begins_anew(self):
+        with ScriptedUpstream(respond=self.refusing("-a")) as upstream:
+            loose = {"sticky": False}  # else the conversation would stay on b
+            with running_gateway(provider(upstream, ("a", "b")), routing=loose) as gateway:
+                self.post(gateway.port)
+                settings = self.settings(upstream, "a", "b", routing=loose)
+                settings["providers"][0]["accounts"][0]["api_key"] = "another-key-for-tests"
+                gateway.reload(gw.Config.from_dict(settings))
+                self.assertEqual(self.post(gateway.port).header("x-account-email"), "a")
+
+    def test_who_is_out_is_asked_again_after_any_change(self):
+        refused = json_response(error_body("authentication_error", "no"), 401)
+        answers = [refused, json_response()]
+        with ScriptedUpstream(respond=lambda request: answers.pop(0)) as upstream:
+            with running_gateway(provider(upstream, ("a",))) as gateway:
+                self.assertEqual([self.post(gateway.port).status for _ in range(2)], [502, 502])
+                self.assertEqual(gateway.accounts()[0]["state"], "out")
+                gateway.reload(gw.Config.from_dict(self.settings(upstream, "a")))
+                self.assertEqual(self.post(gateway.port).status, 200)
+
+    def test_requests_under_way_are_not_disturbed(self):
+        gate = Gate()
+
+        def script(connection):
+            connection.read_request()
+            gate.wait("the reload")
+            connection.send(json_response())
+
+        with ScriptedUpstream(script) as upstream:
+            with running_gateway(provider(upstream, ("a",))) as gateway:
+                with RawClient(gateway.port) as client:
+                    client.request("POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                    upstream.wait_requests(1)
+                    gateway.reload(gw.Config.from_dict({"auth": {"api_keys": ["k"]},
+                                                        "providers": [{"name": "demo"}]}))
+                    gate.open()
+                    self.assertEqual(client.read_response().header("x-account-email"), "a")
+                self.assertEqual(self.post(gateway.port).status, 401)
+                eventually(lambda: gateway.status()["leases"] == 0, "the lease")
+
+    def test_what_needs_a_restart_is_said_and_bounds_are_taken_over(self):
+        lines = []
+        with running_gateway({"name": "demo"}, write=lines.append) as gateway:
+            notes = gateway.reload(gw.Config.from_dict(
+                {"port": 1, "limits": {"body_bytes": 1024}, "providers": [{"name": "demo"}]}))
+            self.assertEqual(len(notes), 1)
+            self.assertIn("port: 1 needs a restart", notes[0])
+            self.assertIn(notes[0], "".join(lines))
+            self.assertEqual(self.post(gateway.port).status, 200)
+            big = exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], b" " * 2000)
+            self.assertEqual(big.status, 413)
+
+    def test_a_configuration_that_must_not_be_served_changes_nothing(self):
+        with running_gateway({"name": "demo"}) as gateway:
+            with self.assertRaises(gw.ConfigError):
+                gateway.reload(gw.Config.from_dict({"host": "0.0.0.0"}))
+            self.assertEqual(self.post(gateway.port).status, 200)
+
+    def changed_while_running(self, tell):
+        """Serves account a from a file, then b; ``tell`` makes the process notice."""
+        with ScriptedUpstream() as upstream:
+            path = self.write("claude_gateway.json", self.settings(upstream, "a"))
+            with GatewayProcess(args=["--config", path, "--port", "0"]) as gateway:
+                self.assertEqual(self.post(gateway.port).header("x-account-email"), "a")
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write('{"port": 0, "providers": [{"name": ')
+                tell(gateway)
+                eventually(lambda: "not reloaded" in gateway.stderr_text(), "the fault to be told")
+                self.assertEqual(self.post(gateway.port).header("x-account-email"), "a")
+                self.write("claude_gateway.json", self.settings(upstream, "b"))
+                tell(gateway)
+                eventually(lambda: "configuration reloaded" in gateway.stderr_text(), "the reload")
+                self.assertEqual(self.post(gateway.port).header("x-account-email"), "b")
+                self.assertEqual(gateway.stop(), 0)
+
+    def test_a_changed_file_is_read(self):
+        self.changed_while_running(lambda gateway: None)
+
+    @unittest.skipIf(ON_WINDOWS, "signals are not sent there")
+    def test_sighup_reads_it(self):
+        self.changed_while_running(lambda gateway: gateway.process.send_signal(signal.SIGHUP))
+
+
+class FileWatchTest(FolderTest):
+
+    def test_tells_once_when_the_file_rests(self):
+        path = self.write("a.json", {})
+        watch = gw.FileWatch(path)
+        self.assertFalse(watch.changed())
+        self.write("a.json", {"port": 1})
+        self.assertEqual([watch.changed() for _ in range(3)], [False, True, False])
+        os.remove(path)
+        self.assertEqual([watch.changed() for _ in range(2)], [False, False])
+        self.write("a.json", {"port": 22})
+        self.assertEqual([watch.changed() for _ in range(3)], [False, True, False])
+
+    def test_one_that_is_being_written_is_waited_for(self):
+        path = self.write("a.json", {})
+        watch = gw.FileWatch(path)
+        for count in range(1, 4):
+            self.write("a.json", {"port": 10 ** count})
+            self.assertFalse(watch.changed())
+        self.assertTrue(watch.changed())
+
+
 @unittest.skipIf(ON_WINDOWS, "signals are not sent there")
 class StopTest(FolderTest):
 
@@ -767,7 +912,7 @@ class StopTest(FolderTest):
         """The system may hand it to any thread, or to the main one just before it blocks."""
         program = (
             "import claude_gateway as gw, signal, threading\n"
-            "stop = gw.StopSignals()\n"
+            "signals = gw.Signals()\n"
             "def take():\n"
             "    asleep = 0\n"
             "    while asleep < 200:\n"  # in a row: it may also sleep a moment for the GIL
@@ -775,7 +920,7 @@ class StopTest(FolderTest):
             "            asleep = asleep + 1 if f.read().split(') ')[1][0] == 'S' else 0\n"
             "    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
             "threading.Thread(target=take, daemon=True).start()\n"
-            "stop.wait()\n")
+            "assert signals.next() == 'stop'\n")
         result = subprocess.run([sys.executable, "-c", program], timeout=WAIT_SECONDS,
                                 cwd=os.path.dirname(GATEWAY_FILE), env=self.environment(),
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -89,8 +89,7 @@ class ConfigurationTest(unittest.TestCase):
         for rows in (gw.SETTINGS, gw.PROVIDER_SETTINGS):
             for row in rows:
                 default = "" if row.default in (None, (), {}) else "`%s`" % json.dumps(row.default)
-                line = "| `%s` | %s | %s%s |" % (
-                    row.path, default, row.about, " *" if row.pending else "")
+                line = "| `%s` | %s | %s |" % (row.path, default, row.about)
                 with self.subTest(row.path):
                     self.assertIn(line, README)
 
