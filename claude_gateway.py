@@ -7,16 +7,17 @@ Run it, then point a client at it::
     python3 claude_gateway.py --port 8045
     ANTHROPIC_BASE_URL=http://127.0.0.1:8045 claude
 
-It authenticates clients, tries the accounts it was given in order, and relays
-answers and event streams byte for byte as they come.  Python 3.8 and newer,
+It authenticates clients, keeps their sessions up over the accounts it was given,
+and relays answers and event streams byte for byte as they come.  Python 3.8 and newer,
 standard library only.  ``from claude_gateway import Gateway, Config`` starts no
 thread, reads no environment and opens no socket.
 
 The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
-and returns values; sockets live in 13 and 16; section 19 alone builds the real
+and returns values; sockets live in 13 and 17; section 20 alone builds the real
 clocks, openers and servers (and wakes itself by a pair of sockets on signals).
-The number left out is kept for what is to come: 18 the dashboard's page.
+The numbers left out are kept for what is to come: 15 the OpenAI door, 19 the
+dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told
@@ -32,30 +33,30 @@ The number left out is kept for what is to come: 18 the dashboard's page.
     12 Records and log           one record a request, one line a record
     13 Upstream transport        urllib.request opener with our own pooling handler
     14 Credential renewal        key commands and refresh grants, one at a time an account
-    15 Engine                    routes, the walk of one request, attempts, the relay
-    16 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
-    17 Demo upstream             honest streams without a key or a network
-    19 Command line              serve, check, env; Gateway, the composed whole
+    16 Engine                    routes, the walk of one request, attempts, the relay
+    17 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
+    18 Demo upstream             honest streams without a key or a network
+    20 Command line              serve, check, env; Gateway, the composed whole
 
 One request::
 
     client bytes
-      | 16  head, framing plan (4)                     -> HttpRequest (3)
-     15 Engine.handle: id, route, guard, credentials   -> answered here, or
-      |     body under its limit, JSON (6), validation (7), warm-up (8), candidates (9, 10);
+      | 17  head, framing plan (4)                     -> HttpRequest (3)
+     16 Engine.handle: id, route, guard, credentials   -> answered here, or
+      |     body under its limit, JSON (6), validation (7), warm-up (8), candidates (11);
       |     model, thinking and sanitizing (8): the bytes for each provider are
       |     fixed before the first call
       v
-     15 attempt loop, at most retry.max_attempts turns
-      |  lease = accounts.acquire(...) (10)
-      |  response = transport.send(call) (13)
-      |  decision = decide(outcome) (11): relay or next
+     16 attempt loop: Attempts.step() (11) gives a lease, a wait, or the end
+      |  credential in force (14), response = transport.send(call) (13)
+      |  a stream is held until its first content; the client gets pings meanwhile
+      |  decision = decide(outcome) (10): relay, next, once more, give up
       v  the commit point: after it nothing is tried again
-     15 RelayBody: bytes as they come; the tracker (7) looks on; a stream that
+     16 RelayBody: bytes as they come; the tracker (7) looks on; a stream that
       |  breaks ends in one error event
       |  close(), exactly once: upstream closed or pooled, lease released,
       v  record observed (12)
-     16 one write per chunk; a client that left closes the upstream call
+     17 one write per chunk; a client that left closes the upstream call
 
 Laws: a clean body leaves byte for byte as it came; every loop and buffer has a
 bound from section 1; a gateway key never leaves and an account's key never
@@ -4505,7 +4506,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "base_url": "http://localhost:8080",
         "credential_header": "authorization",
     },
-    # Its address is known only once it runs; section 19 puts it in.
+    # Its address is known only once it runs; section 20 puts it in.
     "demo": {
         "base_url": "http://127.0.0.1:9",
         "owned_by": "claude_gateway",
@@ -4901,7 +4902,7 @@ def case_of(outcome: Outcome) -> Case:
 
 
 def decide(outcome: Outcome) -> Decision:
-    """Outcome in, decision out; pure.  The attempt loop (15) acts on it.
+    """Outcome in, decision out; pure.  The attempt loop (16) acts on it.
 
     ``x-should-retry: false`` ends the attempts, but not on a refused credential
     or a used-up credit: there the upstream speaks of one account, and the next
@@ -5224,15 +5225,14 @@ class AccountPool:
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
         wait = max(0.0, again_at.get(candidate.key, now) - now)
+        rather = 2 * RATHER_WAIT_SECONDS if candidate.key in again_at else 0.0
         if candidate.account is None:
-            return wait, 0.0
+            return wait, rather
         state = self._state(candidate)
         if state.name(now) == "out":
-            return math.inf, 0.0
-        wait = max(wait, state.hard_seconds(candidate.account, now))
-        tried = candidate.key in again_at
-        soft = 0.0 if tried else state.soft_until - now
-        return wait, min(max(0.0, soft), RATHER_WAIT_SECONDS)
+            return math.inf, rather
+        soft = min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
+        return max(wait, state.hard_seconds(candidate.account, now)), rather or soft
 
     def _best(self, ready: Sequence[Candidate], wanted: Wanted, strategy: str,
               now: float) -> Candidate:
@@ -5435,7 +5435,7 @@ def same_credential(before: Optional[Candidate], after: Candidate) -> bool:
 class Attempts:
     """The calls that one request makes, as values: who, when, whether once more.
 
-    No I/O: the engine (15) makes the calls and the waits, as would a simulation.
+    No I/O: the engine (16) makes the calls and the waits, as would a simulation.
     A loop is: ``step()`` gives a Lease to call with, or the seconds to wait, or
     None when it is over; after a call either ``succeeded`` or ``failed``.
     """
@@ -7468,7 +7468,7 @@ class Renewal:
         run.done.set()
 
 
-# ---- 15. Engine --------------------------------------------------------------
+# ---- 16. Engine --------------------------------------------------------------
 
 
 class Route(NamedTuple):
@@ -8354,6 +8354,8 @@ class Engine:
             note_answer(exchange.record, checked_answer(upstream.headers, whole))
             return whole_answer(lease, upstream, whole)
         is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
+        if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
+            raise UpstreamMalformed("upstream answered with something that is no stream of events")
         body = RelayBody(exchange, upstream, lease, is_messages)
         if is_messages and exchange.served.config.stream.hold_seconds > 0:
             error = body.hold()
@@ -8700,7 +8702,7 @@ class KeyMask:
         return held
 
 
-# ---- 16. Downstream server ---------------------------------------------------
+# ---- 17. Downstream server ---------------------------------------------------
 
 
 class Application(NamedTuple):
@@ -9212,7 +9214,7 @@ class BusyMark:
         self._server.mark_busy(-1)
 
 
-# ---- 17. Demo upstream -------------------------------------------------------
+# ---- 18. Demo upstream -------------------------------------------------------
 
 DEMO_WORD_SECONDS = 0.02
 DEMO_MAX_SLOW_SECONDS = 60.0
@@ -9370,7 +9372,7 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
                             demo_tokens(answer))
 
 
-# ---- 19. Command line --------------------------------------------------------
+# ---- 20. Command line --------------------------------------------------------
 
 CONFIG_NAME = "claude_gateway.json"
 EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

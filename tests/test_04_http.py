@@ -193,7 +193,7 @@ class ParseRequestHeadTest(HeadTestCase):
                     self.assert_refused(data, status)
 
     def test_a_long_header_line_is_the_head_limits_business(self):
-        # The server bounds the whole head (section 16); here a line may fill it.
+        # The server bounds the whole head (section 17); here a line may fill it.
         value = "b" * (gw.MAX_HEAD_BYTES - 100)
         head = gw.parse_request_head(request_head("A: " + value))
         self.assertTrue(head.headers.get("a") == value)  # assertEqual would diff it for minutes

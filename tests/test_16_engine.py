@@ -1,4 +1,4 @@
-"""Section 15: the walk of a request, end to end over real sockets and scripted upstreams."""
+"""Section 16: the walk of a request, end to end over real sockets and scripted upstreams."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ from tests.running import provider
 from tests.running import running_gateway
 
 KEYED = {"api_keys": [CLIENT_KEY]}
-# For what one failed call looks like; what comes after it is test_15_attempts'.
+# For what one failed call looks like; what comes after it is test_16_attempts'.
 ONE_CALL = {"max_attempts": 1}
 
 

@@ -1,4 +1,4 @@
-"""Section 15: what requests become on their way up, and what is answered here."""
+"""Section 16: what requests become on their way up, and what is answered here."""
 
 import json
 import unittest

@@ -1,4 +1,4 @@
-"""Section 16: the downstream side of the wire: framing, limits, keep-alive, stopping."""
+"""Section 17: the downstream side of the wire: framing, limits, keep-alive, stopping."""
 
 import contextlib
 import errno

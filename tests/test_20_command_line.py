@@ -1,4 +1,4 @@
-"""Section 19: commands, options, files and signals, mostly as processes of their own."""
+"""Section 20: commands, options, files and signals, mostly as processes of their own."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Section 17: the demo upstream, seen through the gateway as any other."""
+"""Section 18: the demo upstream, seen through the gateway as any other."""
 
 import contextlib
 import json
