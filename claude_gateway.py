@@ -5177,7 +5177,7 @@ class AccountPool:
         """Keep what an answer told of the limits; what is used up rests, softly."""
         if not limits:
             return
-        state.limits = {name: limit.starting_at(now) for name, limit in limits.items()}
+        state.limits = {name: limit._replace(seen_at=now) for name, limit in limits.items()}
         resets = [limit.reset_in for limit in used_up(limits) if limit.reset_in is not None]
         if resets and max(resets) > 0:
             until = now + min(max(resets), MAX_REST_SECONDS)
