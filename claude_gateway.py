@@ -5077,7 +5077,9 @@ class AccountPool:
         turn = max(state.turn, self._turn)
         if strategy == "least_loaded":
             return state.in_flight / candidate.weight, turn
-        return turn + self._share(candidate, strategy), turn
+        # By where a request would begin: by its end, who has waited would always be
+        # behind a heavier one, since its turn moves on with the others'.
+        return turn, -candidate.weight
 
     @staticmethod
     def _share(candidate: Candidate, strategy: str) -> float:
