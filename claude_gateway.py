@@ -4882,15 +4882,16 @@ class AccountState:
             wait = max(wait, self.ramp_started * RAMP_STEP_SECONDS - since)
         return max(0.0, wait)
 
-    def start(self, account: Account, now: float) -> None:
-        """One more request begins."""
+    def start(self, account: Account, now: float) -> bool:
+        """One more request begins; whether it is the probe."""
         self.in_flight += 1
         if account.requests_per_minute is not None:
             self.starts.append(now)
         if now >= self.ramp_from:
             self.ramp_started += 1
-        if self.wants_probe and now >= self.hard_until:
-            self.probing = True
+        is_probe = self.wants_probe and now >= self.hard_until
+        self.probing = self.probing or is_probe
+        return is_probe
 
     def rest(self, decision: Decision, told: Optional[float], began: float, now: float) -> float:
         """Apply a failure's cooldown; the seconds of it.
@@ -4946,7 +4947,7 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "secret", "began", "state")
+    __slots__ = ("candidate", "secret", "began", "state", "is_probe")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState) -> None:
         account = candidate.account
@@ -4954,6 +4955,7 @@ class Lease:
         self.secret = account.secret if account is not None else None
         self.began = began
         self.state = state
+        self.is_probe = False
 
     @property
     def provider(self) -> Provider:
@@ -5088,13 +5090,14 @@ class AccountPool:
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
         state = self._state(candidate)
+        lease = Lease(candidate, now, state)
         if candidate.account is not None:
-            state.start(candidate.account, now)
+            lease.is_probe = state.start(candidate.account, now)
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
         self._turn = max(state.turn, self._turn)
         state.turn = self._turn + self._share(candidate, strategy)
-        return Lease(candidate, now, state)
+        return lease
 
     def _state(self, candidate: Candidate) -> AccountState:
         if candidate.account is None:
@@ -5163,7 +5166,8 @@ class AccountPool:
             if lease.account is not None:
                 state.in_flight -= 1
             self._leases_count -= 1
-            state.probing = False
+            if lease.is_probe:
+                state.probing = False
             if decision is None or outcome is None:
                 return 0.0
             if wanted.paces:
