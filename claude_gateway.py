@@ -4928,6 +4928,9 @@ class AccountState:
         if self.probing:
             self.wants_probe = self.probing = self.out = False
             self.ramp_from, self.ramp_started = now, 1
+        elif self.ramp_from > now:
+            # It has recovered before its time, so the ramp begins now and not then.
+            self.ramp_from, self.ramp_started = max(self.hard_until, now), 1
 
     def as_dict(self, now: float) -> dict:
         """For people: seconds are from now."""
@@ -5236,6 +5239,7 @@ class AccountPool:
                  for candidate in configured(provider)}
         kept = [candidate.key for provider in after for candidate in configured(provider)
                 if same_credential(known.get(candidate.key), candidate)]
+        now = self._monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
             self._unknown_models.clear()
@@ -5243,6 +5247,7 @@ class AccountPool:
                 if state.out:
                     state.out, state.hard_until = False, -math.inf
                     state.wants_probe = False
+                    state.ramp_from, state.ramp_started = now, 0
 
 
 def configured(provider: Provider) -> list[Candidate]:
