@@ -4901,7 +4901,7 @@ class AccountState:
         """
         cooldown = decision.cooldown
         assert cooldown is not None
-        if began >= self.failed_at:
+        if began > self.failed_at:  # equal is within a tick: Windows' are 16 ms
             self.failed_at = now
             self.in_a_row[decision.case] = self.in_a_row.get(decision.case, 0) + 1
         seconds = cooldown.seconds(self.in_a_row.get(decision.case, 1))
