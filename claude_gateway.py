@@ -5057,9 +5057,9 @@ class AccountPool:
         if state.name(now) == "out":
             return math.inf, 0.0
         wait = max(wait, state.hard_seconds(candidate.account, now))
-        tried = candidate.key in again_at
-        soft = 0.0 if tried else state.soft_until - now
-        return wait, min(max(0.0, soft), RATHER_WAIT_SECONDS)
+        if candidate.key in again_at:
+            return wait, RATHER_WAIT_SECONDS
+        return wait, min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
 
     def _best(self, ready: Sequence[Candidate], wanted: Wanted, strategy: str,
               now: float) -> Candidate:
