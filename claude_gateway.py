@@ -5030,11 +5030,9 @@ class AccountPool:
         """
         now = self._monotonic()
         with self._lock:
-            known = [candidate for candidate in wanted.candidates
-                     if not self._lacks_model(candidate, wanted, now)]
             ready: list[Candidate] = []
             later: list[tuple[float, float, int, Candidate]] = []
-            for place, candidate in enumerate(known or wanted.candidates):
+            for place, candidate in enumerate(self._eligible(wanted, now)):
                 wait, rank = self._delay(candidate, again_at, now)
                 if wait <= 0 and rank <= 0:
                     ready.append(candidate)
@@ -5107,10 +5105,12 @@ class AccountPool:
             return AccountState()  # each client's own credential has its own limits
         return self._states.setdefault(candidate.key, AccountState())
 
-    def _lacks_model(self, candidate: Candidate, wanted: Wanted, now: float) -> bool:
-        model = wanted.models.get(candidate.provider.name, "")
-        return bool(model) and now < self._unknown_models.get(
-            (candidate.provider.name, model), -math.inf)
+    def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
+        """Those whose provider knows the model as far as is known; all where none does."""
+        unknown = self._unknown_models
+        return [candidate for candidate in wanted.candidates
+                if now >= unknown.get((candidate.provider.name, wanted.models.get(
+                    candidate.provider.name, "")), -math.inf)] or wanted.candidates
 
     # -- conversations
 
@@ -5211,7 +5211,7 @@ class AccountPool:
         now = self._monotonic()
         with self._lock:
             return min((self._delay(candidate, again_at, now)[0]
-                        for candidate in wanted.candidates), default=math.inf)
+                        for candidate in self._eligible(wanted, now)), default=math.inf)
 
     def could_serve(self, provider: Provider) -> bool:
         """Whether a provider has anybody who could serve now."""
