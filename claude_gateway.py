@@ -4872,6 +4872,11 @@ class AccountState:
                 held = max(held, self.starts[0] + 60.0 - now)
         return held
 
+    def is_busy(self, account: Account) -> bool:
+        """Whether it waits for calls to end, nobody knows how long."""
+        return self.probing or (
+            account.max_concurrent is not None and self.in_flight >= account.max_concurrent)
+
     def hard_seconds(self, account: Account, now: float) -> float:
         """How long until it may be asked at all."""
         wait = max(self.hard_until - now, self.held_seconds(account, now))
@@ -5049,13 +5054,14 @@ class AccountPool:
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
         wait = max(0.0, again_at.get(candidate.key, now) - now)
+        was_tried = candidate.key in again_at
         if candidate.account is None:
-            return wait, 0.0
+            return wait, RATHER_WAIT_SECONDS if was_tried else 0.0
         state = self._state(candidate)
         if state.name(now) == "out":
             return math.inf, 0.0
         wait = max(wait, state.hard_seconds(candidate.account, now))
-        if candidate.key in again_at:
+        if was_tried or state.is_busy(candidate.account):
             return wait, RATHER_WAIT_SECONDS
         return wait, min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
 
