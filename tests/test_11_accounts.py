@@ -174,6 +174,13 @@ class RestTest(PoolTestCase):
         self.assertEqual(self.state(wanted), "out")
         self.assertEqual(self.wait(wanted), math.inf)
 
+    def test_nor_where_both_only_seem_to_fail(self):
+        wanted = self.accounts("a")
+        leases = [self.lease(wanted) for _ in range(2)]
+        self.broken(wanted, gw.Outcome("silent"), leases[0])
+        self.assertEqual(self.broken(wanted, gw.Outcome("closed"), leases[1]), 5)
+        self.assertAlmostEqual(self.shown(wanted)["ready_in_seconds"], 29.99)
+
     def test_the_clients_own_credential_never_rests(self):
         wanted = self.wanted(provider("p"))
         for outcome in (answer(429, transparent=True, ready_in=60.0),
@@ -310,7 +317,9 @@ class RecoveryTest(PoolTestCase):
         self.broken(wanted, answer(429, ready_in=10.0))
         self.clock.advance(10)
         self.assertEqual([self.started(wanted), self.wait(wanted)], [1, 0.25])
-        for advance, count in ((0.25, 1), (0.125, 0), (0.125, 1), (1.0, 4), (10.0, 40)):
+        self.clock.advance(0.125)
+        self.assertEqual(self.wait(wanted), 0.125)
+        for advance, count in ((0.125, 1), (0.125, 0), (0.125, 1), (1.0, 4), (10.0, 40)):
             self.clock.advance(advance)
             self.assertEqual(self.started(wanted), count)
         self.clock.advance(30 - 11.5)
@@ -603,6 +612,8 @@ class StickyTest(PoolTestCase):
         opus, haiku = (self.wanted(row, session="s", model=model) for model in ("opus", "haiku"))
         for _ in range(3):
             self.assertEqual([self.serve(opus), self.serve(haiku)], ["p/a", "p/b"])
+        self.serve(opus, self.lease(opus, again_at={("p", "a"): math.inf}))
+        self.assertEqual([self.serve(haiku), self.serve(opus)], ["p/b", "p/c"])
 
     def test_bounded(self):
         self.assertEqual(self.ask("first", strategy="failover"), "p/a")
@@ -653,6 +664,9 @@ class RetainTest(PoolTestCase):
         self.lease(wanted)
         self.clock.advance(0.25)
         self.lease(wanted)  # and no probe is waited for
+        self.clock.advance(1800)
+        for _ in range(100):  # nor is there a ramp when it would have recovered
+            self.lease(wanted)
 
     def test_credit_stays_used_up(self):
         row = provider("p", {"name": "a"})
