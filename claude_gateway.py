@@ -5051,6 +5051,11 @@ class AccountState:
                 held = max(held, self.starts[0] + 60.0 - now)
         return held
 
+    def is_busy(self, account: Account) -> bool:
+        """Whether it waits for calls to end, nobody knows how long."""
+        return self.probing or (
+            account.max_concurrent is not None and self.in_flight >= account.max_concurrent)
+
     def hard_seconds(self, account: Account, now: float) -> float:
         """How long until it may be asked at all."""
         wait = max(self.hard_until - now, self.held_seconds(account, now))
@@ -5061,15 +5066,16 @@ class AccountState:
             wait = max(wait, self.ramp_started * RAMP_STEP_SECONDS - since)
         return max(0.0, wait)
 
-    def start(self, account: Account, now: float) -> None:
-        """One more request begins."""
+    def start(self, account: Account, now: float) -> bool:
+        """One more request begins; whether it is the probe."""
         self.in_flight += 1
         if account.requests_per_minute is not None:
             self.starts.append(now)
         if now >= self.ramp_from:
             self.ramp_started += 1
-        if self.wants_probe and now >= self.hard_until:
-            self.probing = True
+        is_probe = self.wants_probe and now >= self.hard_until
+        self.probing = self.probing or is_probe
+        return is_probe
 
     def rest(self, decision: Decision, told: Optional[float], began: float, now: float) -> float:
         """Apply a failure's cooldown; the seconds of it.
@@ -5079,7 +5085,7 @@ class AccountState:
         """
         cooldown = decision.cooldown
         assert cooldown is not None
-        if began >= self.failed_at:
+        if began > self.failed_at:  # equal is within a tick: Windows' are 16 ms
             self.failed_at = now
             self.in_a_row[decision.case] = self.in_a_row.get(decision.case, 0) + 1
         seconds = cooldown.seconds(self.in_a_row.get(decision.case, 1))
@@ -5106,6 +5112,9 @@ class AccountState:
         if self.probing:
             self.wants_probe = self.probing = self.out = False
             self.ramp_from, self.ramp_started = now, 1
+        elif self.ramp_from > now:
+            # It has recovered before its time, so the ramp begins now and not then.
+            self.ramp_from, self.ramp_started = max(self.hard_until, now), 1
 
     def as_dict(self, now: float) -> dict:
         """For people: seconds are from now."""
@@ -5125,7 +5134,7 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "secret", "began", "state")
+    __slots__ = ("candidate", "secret", "began", "state", "is_probe")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState) -> None:
         account = candidate.account
@@ -5133,6 +5142,7 @@ class Lease:
         self.secret = account.secret if account is not None else None
         self.began = began
         self.state = state
+        self.is_probe = False
 
     @property
     def provider(self) -> Provider:
@@ -5204,11 +5214,9 @@ class AccountPool:
         """
         now = self._monotonic()
         with self._lock:
-            known = [candidate for candidate in wanted.candidates
-                     if not self._lacks_model(candidate, wanted, now)]
             ready: list[Candidate] = []
             later: list[tuple[float, float, int, Candidate]] = []
-            for place, candidate in enumerate(known or wanted.candidates):
+            for place, candidate in enumerate(self._eligible(wanted, now)):
                 wait, rank = self._delay(candidate, again_at, now)
                 if wait <= 0 and rank <= 0:
                     ready.append(candidate)
@@ -5225,14 +5233,18 @@ class AccountPool:
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
         wait = max(0.0, again_at.get(candidate.key, now) - now)
-        rather = 2 * RATHER_WAIT_SECONDS if candidate.key in again_at else 0.0
+        was_tried = candidate.key in again_at
         if candidate.account is None:
-            return wait, rather
+            return wait, 2 * RATHER_WAIT_SECONDS if was_tried else 0.0
         state = self._state(candidate)
         if state.name(now) == "out":
-            return math.inf, rather
-        soft = min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
-        return max(wait, state.hard_seconds(candidate.account, now)), rather or soft
+            return math.inf, 0.0
+        wait = max(wait, state.hard_seconds(candidate.account, now))
+        if was_tried:
+            return wait, 2 * RATHER_WAIT_SECONDS
+        if state.is_busy(candidate.account):
+            return wait, RATHER_WAIT_SECONDS
+        return wait, min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
 
     def _best(self, ready: Sequence[Candidate], wanted: Wanted, strategy: str,
               now: float) -> Candidate:
@@ -5255,7 +5267,9 @@ class AccountPool:
         turn = max(state.turn, self._turn)
         if strategy == "least_loaded":
             return state.in_flight / candidate.weight, turn
-        return turn + self._share(candidate, strategy), turn
+        # By where a request would begin: by its end, who has waited would always be
+        # behind a heavier one, since its turn moves on with the others'.
+        return turn, -candidate.weight
 
     @staticmethod
     def _share(candidate: Candidate, strategy: str) -> float:
@@ -5264,23 +5278,26 @@ class AccountPool:
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
         state = self._state(candidate)
+        lease = Lease(candidate, now, state)
         if candidate.account is not None:
-            state.start(candidate.account, now)
+            lease.is_probe = state.start(candidate.account, now)
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
         self._turn = max(state.turn, self._turn)
         state.turn = self._turn + self._share(candidate, strategy)
-        return Lease(candidate, now, state)
+        return lease
 
     def _state(self, candidate: Candidate) -> AccountState:
         if candidate.account is None:
             return AccountState()  # each client's own credential has its own limits
         return self._states.setdefault(candidate.key, AccountState())
 
-    def _lacks_model(self, candidate: Candidate, wanted: Wanted, now: float) -> bool:
-        model = wanted.models.get(candidate.provider.name, "")
-        return bool(model) and now < self._unknown_models.get(
-            (candidate.provider.name, model), -math.inf)
+    def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
+        """Those whose provider knows the model as far as is known; all where none does."""
+        unknown = self._unknown_models
+        return [candidate for candidate in wanted.candidates
+                if now >= unknown.get((candidate.provider.name, wanted.models.get(
+                    candidate.provider.name, "")), -math.inf)] or wanted.candidates
 
     # -- conversations
 
@@ -5339,7 +5356,8 @@ class AccountPool:
             if lease.account is not None:
                 state.in_flight -= 1
             self._leases_count -= 1
-            state.probing = False
+            if lease.is_probe:
+                state.probing = False
             if decision is None or outcome is None:
                 return 0.0
             if wanted.paces:
@@ -5380,7 +5398,7 @@ class AccountPool:
         now = self._monotonic()
         with self._lock:
             return min((self._delay(candidate, again_at, now)[0]
-                        for candidate in wanted.candidates), default=math.inf)
+                        for candidate in self._eligible(wanted, now)), default=math.inf)
 
     def could_serve(self, provider: Provider) -> bool:
         """Whether a provider has anybody who could serve now."""
@@ -5408,6 +5426,7 @@ class AccountPool:
                  for candidate in configured(provider)}
         kept = [candidate.key for provider in after for candidate in configured(provider)
                 if same_credential(known.get(candidate.key), candidate)]
+        now = self._monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
             self._unknown_models.clear()
@@ -5415,6 +5434,7 @@ class AccountPool:
                 if state.out:
                     state.out, state.hard_until = False, -math.inf
                     state.wants_probe = False
+                    state.ramp_from, state.ramp_started = now, 0
 
 
 def configured(provider: Provider) -> list[Candidate]:
