@@ -4892,6 +4892,8 @@ CASES = (
     Case("client_left", frozenset(["client_left"]), "give_up", about="nobody is there to be told"),
 )
 ANSWERED = Case("answered", frozenset(), "relay", about="everything else")
+# Answers that are about the request: they prove that the account works.
+PROVING_CASES = frozenset(["answered", "signature", "unknown_model"])
 
 
 def case_of(outcome: Outcome) -> Case:
@@ -5102,14 +5104,14 @@ class AccountState:
         self.ramp_from, self.ramp_started = max(self.hard_until, self.soft_until), 0
         return seconds
 
-    def answered(self, began: float, now: float) -> None:
+    def answered(self, began: float, is_probe: bool, now: float) -> None:
         """It serves: what was in a row is over, unless the call began before the last failure."""
         if began < self.failed_at:
             return
         self.in_a_row.clear()
         self.soft_until = min(self.soft_until, now)
         self.last_error = ""
-        if self.probing:
+        if is_probe:
             self.wants_probe = self.probing = self.out = False
             self.ramp_from, self.ramp_started = now, 1
         elif self.ramp_from > now:
@@ -5327,8 +5329,14 @@ class AccountPool:
             model = wanted.models.get(lease.provider.name, "")
             self._unknown_models.pop((lease.provider.name, model), None)
             if wanted.paces:
-                lease.state.answered(lease.began, now)
+                self._proved(lease, now)
                 self._learn(lease.state, limits, now)
+
+    @staticmethod
+    def _proved(lease: Lease, now: float) -> None:
+        """The account works, whatever the upstream thinks of the request."""
+        lease.state.answered(lease.began, lease.is_probe, now)
+        lease.is_probe = False
 
     def again(self, lease: Lease) -> None:
         """The same lease makes one more call."""
@@ -5364,6 +5372,8 @@ class AccountPool:
                 self._learn(state, outcome.limits, now)
             if decision.case == "unknown_model":
                 self._exclude(lease, wanted, now)
+            if decision.case in PROVING_CASES and wanted.paces:
+                self._proved(lease, now)
             if decision.cooldown is None or not (wanted.paces or decision.case != "rate_limited"):
                 return 0.0
             state.last_error = decision.case
