@@ -391,6 +391,14 @@ class RecoveryTest(PoolTestCase):
                 self.clock.advance(100)
                 self.wait(wanted)
 
+    def test_an_answer_about_the_request_proves_the_account(self):
+        """A 400 speaks of what was asked, not of who asked: the probe has succeeded."""
+        wanted, probe, _ = self.probe(self.GUESSED[0])
+        outcome = gw.Outcome("answer", 400)
+        self.pool.release(probe, wanted, gw.decide(outcome), outcome)
+        self.clock.advance(gw.RAMP_STEP_SECONDS)
+        self.assertFalse(self.lease(wanted).is_probe)
+
     def test_what_was_told_needs_no_probe(self):
         wanted = self.accounts("a")
         self.broken(wanted, answer(429, ready_in=1800.0))
