@@ -1805,6 +1805,11 @@ def without(origin: dict, *names: str) -> Edited:
     return Edited(origin, {key: value for key, value in origin.items() if key not in names})
 
 
+def plain_json(value: Any) -> bytes:
+    """A value as compact JSON, ASCII only: lone surrogates pass as escapes."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
 class JsonDocument:
     """A JSON object, parsed, with the place of each top-level value in its text.
 
@@ -2111,15 +2116,18 @@ class StreamTracker:
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        events = self._decoder.feed(data)
-        self.events_count += len(events)
-        for event in events:
-            if event.type == "message_stop":
-                self.complete = True
-            elif event.type == "content_block_start":
-                self.content_started = True
-            elif event.type not in self.SKIPPED:
-                self._look_into(event)
+        for event in self._decoder.feed(data):
+            self.look(event)
+
+    def look(self, event: SseEvent) -> None:
+        """Look at one event."""
+        self.events_count += 1
+        if event.type == "message_stop":
+            self.complete = True
+        elif event.type == "content_block_start":
+            self.content_started = True
+        elif event.type not in self.SKIPPED:
+            self._look_into(event)
 
     def _look_into(self, event: SseEvent) -> None:
         value = event_object(event) or {}
@@ -2413,11 +2421,6 @@ class MessageCollector:
         "message_stop": _take_message_stop,
         "error": _take_error,
     }
-
-
-def error_event(error: GatewayError, request_id: str) -> bytes:
-    """The one event that ends a stream which cannot go on."""
-    return encode_sse_event("error", anthropic_error(error.type, error.message, request_id))
 
 
 def model_listing(model_id: str, owner: str, provider: str) -> dict:
@@ -7524,6 +7527,8 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     # to the passage below, which would speak another protocol.
     "/v1/chat/completions": {"POST": Route("chat_completions", "answer_not_served")},
 }
+# Those that are answered with a message, whose accounts they speak for.
+MESSAGE_ROUTES = frozenset(["messages", "chat_completions"])
 MODEL_ROUTES = {"GET": Route("model", "answer_model", open=True)}
 TELEMETRY_ROUTES = {"POST": Route("telemetry", "answer_telemetry")}
 # Not TRACE, whose answer would show the account's key, and not CONNECT.
@@ -7575,6 +7580,42 @@ STREAM_HEADERS = (("Cache-Control", "no-cache, no-transform"), ("X-Accel-Bufferi
 CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
 
 
+class Door:
+    """How a client is spoken to; this one in the words of the Messages API.
+
+    A door has no state of its own but what the request says.
+    """
+
+    ping = encode_sse_event("ping", {"type": "ping"})
+    stream_type = "text/event-stream"
+    # Whether the client wants no stream although one is asked for.
+    collects = False
+
+    def refusal(self, error: GatewayError, request_id: str) -> dict:
+        """The body of an error of ours."""
+        return anthropic_error(error.type, error.message, request_id)
+
+    def passed_on(self, response: HttpResponse, limits: Mapping[str, RateLimit]) -> HttpResponse:
+        """An upstream's answer as the client is to see it."""
+        return response
+
+    def message(self, message: dict) -> dict:
+        """A whole message."""
+        return message
+
+    def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+              is_messages: bool) -> RelayBody:
+        """The body of an answer that is relayed as it comes."""
+        return RelayBody(exchange, upstream, lease, is_messages)
+
+    def last_words(self, error: Mapping[str, Any]) -> bytes:
+        """What ends a stream that failed: ``error`` is an error body in the door's shape."""
+        return encode_sse_event("error", dict({"type": "error"}, **error))
+
+
+MESSAGES_DOOR = Door()
+
+
 class Exchange:
     """One request on its way through the engine, with its record."""
 
@@ -7594,9 +7635,12 @@ class Exchange:
         self.path, self.doubled = plain_path(request.path)
         self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
         self.may_resend = True
-        # The parsed request to /v1/messages, and what was done to it for everybody.
-        self.document: Optional[JsonDocument] = None
+        # The message request that goes upstream, how its edits are spelled, and what
+        # was done to it for everybody.
+        self.body: Optional[Body] = None
+        self.spell: Callable[[Body], bytes] = plain_json
         self.edits: list[str] = []
+        self.door: Door = MESSAGES_DOOR
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
 
@@ -7652,7 +7696,7 @@ COLLECT_ABOVE_TOKENS = 21333
 
 
 def prepared(
-    document: JsonDocument,
+    spell: Callable[[Body], bytes],
     body: Body,
     provider: Provider,
     collect: str,
@@ -7660,7 +7704,7 @@ def prepared(
 ) -> Prepared:
     """What a provider is sent of a body; a clean one leaves byte for byte.
 
-    ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is
+    ``spell`` gives the bytes of a body; ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is
     used instead of the provider's own setting of that rule.
     """
     before, asked, edits = body, body["model"], []
@@ -7686,7 +7730,7 @@ def prepared(
         body = dict(body, stream=True)
         edits.append("collect")
     betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
-    return Prepared(document.spelled(body), model, (*edits, *rules), collects, betas)
+    return Prepared(spell(body), model, (*edits, *rules), collects, betas)
 
 
 def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
@@ -7912,7 +7956,7 @@ class Engine:
         headers = list(error.headers)
         if error.status in NEVER_RETRIED and "x-should-retry" not in dict(headers):
             headers.append(("x-should-retry", "false"))
-        body = anthropic_error(error.type, error.message, exchange.id)
+        body = exchange.door.refusal(error, exchange.id)
         return self._finished(exchange, json_response(error.status, body, headers, error.close))
 
     def _observe(self, exchange: Exchange, ended: str) -> None:
@@ -7981,8 +8025,9 @@ class Engine:
         headers = exchange.request.headers
         if "content-length" not in headers and "transfer-encoding" not in headers:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
-        document = exchange.document = parse_message_request(self._body(exchange))
-        body = document.values()
+        document = parse_message_request(self._body(exchange))
+        body = exchange.body = document.values()
+        exchange.spell = document.spelled
         model = exchange.record.model = body["model"]
         counts = exchange.record.route == "count_tokens"
         if not counts and body.get("stream") is True:
@@ -7996,7 +8041,7 @@ class Engine:
             exchange.edits.append("background_model")
         providers = candidate_providers(exchange.served.config, model)
         collect = "never" if counts else exchange.served.config.stream.collect
-        bodies = {provider.name: self._prepared(document, body, provider, collect)
+        bodies = {provider.name: self._prepared(exchange, body, provider, collect)
                   for provider in providers}
         if not counts:
             return self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
@@ -8015,18 +8060,20 @@ class Engine:
 
         def begin_stream() -> Callable[[bytes], None]:
             assert begin is not None
-            head = HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS])
+            head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
+                                      *STREAM_HEADERS])
             return begin(self._with_our_headers(exchange, head))
 
-        exchange.heartbeat = Heartbeat(exchange.request.peer, begin_stream, settings.hold_seconds,
-                                       settings.ping_seconds, self._monotonic)
+        exchange.heartbeat = Heartbeat(
+            exchange.request.peer, begin_stream, exchange.door.ping, settings.hold_seconds,
+            settings.ping_seconds, self._monotonic)
 
     @staticmethod
-    def _prepared(document: JsonDocument, body: Body, provider: Provider, collect: str,
+    def _prepared(exchange: Exchange, body: Body, provider: Provider, collect: str,
                   thinking: str = "") -> Prepared:
         """See :func:`prepared`; JSON so deep that it parsed only just is the client's fault."""
         try:
-            return prepared(document, body, provider, collect, thinking)
+            return prepared(exchange.spell, body, provider, collect, thinking)
         except RecursionError:
             raise RequestError(400, "invalid JSON: the JSON is nested too deeply") from None
 
@@ -8043,28 +8090,27 @@ class Engine:
 
     def _answer_estimate(self, exchange: Exchange, model: str) -> HttpResponse:
         """Our own count, marked as such; never 0."""
-        assert exchange.document is not None
-        tokens = self._estimate(dict(exchange.document.values(), model=model))
+        assert exchange.body is not None
+        tokens = self._estimate(dict(exchange.body, model=model))
         return json_response(200, {"input_tokens": tokens}, [("X-Gateway-Estimated", "true")])
 
     def _estimate(self, body: Body) -> int:
         return self._calibration.apply(body["model"], estimate_tokens(body))
 
     @staticmethod
-    def _forget_document(exchange: Exchange) -> None:
+    def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
-        document = exchange.document
-        if document is not None and len(document.data) > MAX_CALIBRATED_BYTES:
-            exchange.document = None
+        if exchange.record.bytes_in > MAX_CALIBRATED_BYTES:
+            exchange.body, exchange.spell = None, plain_json
 
     def _learn(self, exchange: Exchange) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
-        usage, document = exchange.record.usage, exchange.document
+        usage = exchange.record.usage
         real = usage.input + usage.cache_read + usage.cache_write
-        if document is not None and real and len(document.data) <= MAX_CALIBRATED_BYTES:
+        if exchange.body is not None and real and exchange.record.bytes_in <= MAX_CALIBRATED_BYTES:
             model = exchange.record.mapped_model
-            values = dict(document.values(), model=model)
-            self._calibration.observe(model, estimate_tokens(values), real)
+            self._calibration.observe(
+                model, estimate_tokens(dict(exchange.body, model=model)), real)
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
@@ -8122,10 +8168,10 @@ class Engine:
         found = [candidate for provider in providers
                  for candidate in candidates(provider, plan.model)]
         session = ""
-        if exchange.served.config.routing.sticky and len(found) > 1 and exchange.document:
-            session = conversation_key(exchange.request.headers, exchange.document.values())
+        if exchange.served.config.routing.sticky and len(found) > 1 and exchange.body:
+            session = conversation_key(exchange.request.headers, exchange.body)
         models = {provider.name: plan.bodies[provider.name].model for provider in providers}
-        return Wanted(found, session, plan.model, models, exchange.record.route == "messages")
+        return Wanted(found, session, plan.model, models, exchange.record.route in MESSAGE_ROUTES)
 
     def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
         """What one lease gives: an answer for the client, or a failure.
@@ -8287,16 +8333,16 @@ class Engine:
         for by a budget: then that goes, too.
         """
         agent = exchange.request.headers.get("user-agent")
-        if (agent.startswith("claude-cli/") or exchange.record.route != "messages"
+        if (agent.startswith("claude-cli/") or exchange.record.route not in MESSAGE_ROUTES
                 or "thinking_signature" in exchange.edits):
             return False
-        assert exchange.document is not None
+        assert exchange.body is not None
         plan, provider = exchange.plan, lease.provider
-        body = dict(exchange.document.values(), model=plan.model)
+        body = dict(exchange.body, model=plan.model)
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
             body = without_keys(body, "thinking")
-        again = self._prepared(exchange.document, body, provider,
+        again = self._prepared(exchange, body, provider,
                                exchange.served.config.stream.collect, "drop")
         if again.body == plan.bodies[provider.name].body or "thinking" not in again.edits:
             return False
@@ -8377,16 +8423,17 @@ class Engine:
         Gives the error event instead where a stream begins with one.  Raises UpstreamError.
         """
         is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
-        if is_stream and exchange.plan.bodies[lease.provider.name].collects:
+        if is_stream and (exchange.door.collects
+                          or exchange.plan.bodies[lease.provider.name].collects):
             return self._collected(exchange, lease, upstream)
         if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
             note_answer(exchange.record, checked_answer(upstream.headers, whole))
             return whole_answer(lease, upstream, whole)
-        is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
+        is_messages = is_stream and exchange.record.route in MESSAGE_ROUTES and upstream.readable
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
-        body = RelayBody(exchange, upstream, lease, is_messages)
+        body = exchange.door.relay(exchange, upstream, lease, is_messages)
         if is_messages and exchange.served.config.stream.hold_seconds > 0:
             error = body.hold()
             if error is not None:
@@ -8397,7 +8444,7 @@ class Engine:
         if is_stream:
             headers = pairs_without(headers, ("cache-control", "x-accel-buffering"))
             headers.extend(STREAM_HEADERS)
-        self._forget_document(exchange)
+        self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
         return HttpResponse(upstream.status, headers, body, None if is_stream else upstream.length,
                             partial(self._stream_over, exchange, lease, body))
@@ -8430,7 +8477,8 @@ class Engine:
         message = collector.message()
         note_answer(exchange.record, message)
         try:
-            text = json.dumps(message, separators=(",", ":"), allow_nan=False)
+            text = json.dumps(exchange.door.message(message), separators=(",", ":"),
+                              allow_nan=False)
         except (ValueError, RecursionError) as error:
             # 1e999 is read as infinity, which JSON cannot say.
             raise UpstreamMalformed("the upstream's stream makes no JSON message") from error
@@ -8448,12 +8496,11 @@ class Heartbeat(Watch):
     ``ping_seconds`` of silence, until ``stop``.
     """
 
-    PING = encode_sse_event("ping", {"type": "ping"})
-
-    def __init__(self, peer: Watch, begin: Callable[[], Callable[[bytes], None]],
+    def __init__(self, peer: Watch, begin: Callable[[], Callable[[bytes], None]], ping: bytes,
                  hold_seconds: float, ping_seconds: float,
                  monotonic: Callable[[], float]) -> None:
         self._peer = peer
+        self._ping = ping
         self._begin = begin
         self._ping_seconds = ping_seconds
         self._monotonic = monotonic
@@ -8480,7 +8527,7 @@ class Heartbeat(Watch):
             if self._send is None:
                 self._send = self._begin()
             else:
-                self._send(self.PING)
+                self._send(self._ping)
             self._due = self._monotonic() + self._ping_seconds
         return self._due - now
 
@@ -8517,8 +8564,8 @@ class RelayBody:
         while not (tracker.content_started or tracker.complete or self._ended
                    or tracker.events_count >= MAX_HELD_EVENTS or total >= MAX_HELD_BYTES):
             chunk = self._read()
-            tracker.feed(chunk)
-            pieces.append(chunk)
+            pieces.append(self._translated(chunk))
+            self._observe(chunk)
             total += len(chunk)
         self._held = b"".join(pieces)
         if self._ended:
@@ -8531,33 +8578,55 @@ class RelayBody:
         self._ended = not data
         return self._mask.feed(data) if data else self._mask.close()
 
+    def _translated(self, chunk: bytes) -> bytes:
+        """What goes down of the next bytes: the very same."""
+        return chunk
+
+    def _observe(self, chunk: bytes) -> None:
+        """Look at bytes that have gone down."""
+        if self._tracker is not None:
+            self._tracker.feed(chunk)
+
+    def _ending(self) -> bytes:
+        """What goes down after the end of a complete body."""
+        return b""
+
+    def _broken(self, error: UpstreamError) -> bytes:
+        """What goes down where a stream of messages broke."""
+        assert self._tracker is not None
+        return self._tracker.after_cut() + self._exchange.door.last_words(
+            self._exchange.door.refusal(error, self._exchange.id))
+
     def __iter__(self) -> Iterator[bytes]:
         record, tracker = self._exchange.record, self._tracker
         try:
             if self._held:
-                chunk, self._held = self._held, b""
-                record.bytes_out += len(chunk)
-                yield chunk
+                piece, self._held = self._held, b""
+                record.bytes_out += len(piece)
+                yield piece
             while not self._ended:
                 chunk = self._read()
-                if chunk:
-                    record.bytes_out += len(chunk)
-                    yield chunk
-                    # Looked at after it went down: the client waits for nothing of it.
-                    if tracker is not None:
-                        tracker.feed(chunk)
+                piece = self._translated(chunk)
+                if piece:
+                    record.bytes_out += len(piece)
+                    yield piece
+                # Looked at after it went down: the client waits for nothing of it.
+                self._observe(chunk)
             self._check_complete()
+            piece = self._ending()
         except UpstreamError as error:
             if tracker is not None and tracker.complete:
-                return  # all of the message has gone down: nothing is missing
-            self._error = error
-            record.ended = "upstream_broke"
-            record.error = error.message
-            if tracker is None:
-                raise
-            last = tracker.after_cut() + error_event(error, self._exchange.id)
-            record.bytes_out += len(last)
-            yield last
+                piece = self._ending()  # all of the message has come: nothing is missing
+            else:
+                self._error = error
+                record.ended = "upstream_broke"
+                record.error = error.message
+                if tracker is None:
+                    raise
+                piece = self._broken(error)
+        if piece:
+            record.bytes_out += len(piece)
+            yield piece
 
     def _check_complete(self) -> None:
         """The end of a stream proves nothing: only ``message_stop`` or an error does."""
@@ -8637,11 +8706,11 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
         return response
     value = json_object(response.body) or {}
     if not isinstance(value.get("error"), dict):
-        told = "upstream answered with status %d and no stream" % response.status
-        value = anthropic_error(ERROR_TYPES.get(response.status, "api_error"), told, exchange.id)
+        value = exchange.door.refusal(UpstreamMalformed(
+            "upstream answered with status %d and no stream" % response.status), exchange.id)
     exchange.record.error = exchange.record.error or "status %d" % response.status
     exchange.record.ended = "upstream_broke"
-    event = encode_sse_event("error", dict({"type": "error"}, **value))
+    event = exchange.door.last_words(value)
     return HttpResponse(200, (), iter([event])).then(response.close)
 
 

@@ -14,6 +14,12 @@ def message_request(**fields):
     return json.dumps({key: item for key, item in value.items() if item is not ...}).encode("ascii")
 
 
+def error_event(error):
+    """What ends a stream of messages that broke."""
+    door = gw.MESSAGES_DOOR
+    return door.last_words(door.refusal(error, "req_1"))
+
+
 class ValidationTest(unittest.TestCase):
 
     def assert_refused(self, body, words):
@@ -196,7 +202,7 @@ class StreamTrackerTest(unittest.TestCase):
 
     def test_after_a_cut_an_error_event_is_read_clean(self):
         data = self.encoded(self.START, self.BLOCK, self.STOP)
-        error = gw.error_event(gw.UpstreamStalled("silent"), "req_1")
+        error = error_event(gw.UpstreamStalled("silent"))
         for at in range(len(data)):
             with self.subTest(at=at):
                 tracker = gw.StreamTracker()
@@ -214,7 +220,7 @@ class ErrorEventTest(unittest.TestCase):
                  (gw.ShuttingDown("\ud800"), "overloaded_error")]
         for error, error_type in table:
             with self.subTest(error_type):
-                [event] = gw.SseDecoder().feed(gw.error_event(error, "req_1"))
+                [event] = gw.SseDecoder().feed(error_event(error))
                 self.assertEqual(event.type, "error")
                 self.assertEqual(json.loads(event.data.decode("ascii")), {
                     "type": "error", "error": {"type": error_type, "message": error.message},

@@ -74,7 +74,7 @@ class SanitizeTest(RequestCase):
         config = gw.Config.from_dict({"providers": [dict(settings, name="x")]})
         upstream = config.providers[0]._replace(refused_fields=("mcp_servers",))
         document = gw.parse_message_request(json.dumps(saying("hi", mcp_servers=[])).encode())
-        ready = gw.prepared(document, document.values(), upstream, "never")
+        ready = gw.prepared(document.spelled, document.values(), upstream, "never")
         self.assertEqual((ready.drop_betas, b"mcp" in ready.body), (("mcp-client-*",), False))
 
     def test_wrong_settings_are_named(self):
@@ -402,7 +402,7 @@ class CleanTest(unittest.TestCase):
                         client.request("POST", "/v1/messages", [JSON_TYPE], json.dumps(
                             saying("word " * 20000, stream=True)).encode())
                         client.read_head()
-                        self.assertEqual([exchange.document for exchange in held], [None])
+                        self.assertEqual([exchange.body for exchange in held], [None])
                         gate.open()
 
     def test_clean_bodies_leave_byte_for_byte(self):
