@@ -1321,8 +1321,8 @@ def merge_betas(headers: Headers, rule: BetaRule) -> Optional[str]:
 # -- when to come back
 
 RFC_3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.\d+)?"
-                      r"(?:[Zz]|([+-])(\d\d):?(\d\d))")
-DECIMAL = re.compile(r"\d{1,15}(?:\.\d{0,9})?")
+                      r"(?:[Zz]|([+-])(\d\d):?(\d\d))", re.ASCII)
+DECIMAL = re.compile(r"\d{1,15}(?:\.\d{0,9})?", re.ASCII)
 # Numbers above it are unix times, not lengths: 31 years; above the second, in ms.
 UNIX_TIME_FROM = 1e9
 UNIX_MILLISECONDS_FROM = 1e12
