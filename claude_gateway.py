@@ -8127,8 +8127,8 @@ class Engine:
         decision, response = result.decision, result.response
         if response is not None and decision.action in ("relay", "mend"):
             if isinstance(response.body, bytes):
-                self._told(lease, decision, self.accounts.release(
-                    lease, attempts.wanted, decision, result.outcome))
+                # A refusal that ends the attempts says when to come back, too.
+                self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
             return self._given(exchange, lease, response)
         if isinstance(result.error, CredentialError):
             attempts.uncounted()
