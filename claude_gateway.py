@@ -5106,11 +5106,16 @@ class AccountState:
         self.ramp_from, self.ramp_started = max(self.hard_until, self.soft_until), 0
         return seconds
 
-    def answered(self, began: float, now: float) -> None:
-        """It serves: what was in a row is over, unless the call began before the last failure."""
+    def answered(self, began: float, now: float, whole: bool) -> None:
+        """It serves, unless the call began before the last failure.
+
+        What was in a row is over once an answer is whole: streams that all break
+        are failures in a row.
+        """
         if began < self.failed_at:
             return
-        self.in_a_row.clear()
+        if whole:
+            self.in_a_row.clear()
         self.soft_until = min(self.soft_until, now)
         self.last_error = ""
         if self.probing:
@@ -5312,8 +5317,12 @@ class AccountPool:
 
     # -- what came of it
 
-    def answered(self, lease: Lease, wanted: Wanted, limits: Mapping[str, RateLimit] = {}) -> None:
-        """The account serves this request; its conversation stays with it."""
+    def answered(self, lease: Lease, wanted: Wanted, limits: Mapping[str, RateLimit] = {},
+                 whole: bool = True) -> None:
+        """The account serves this request; its conversation stays with it.
+
+        An answer that is not ``whole`` yet is ``completed`` later.
+        """
         now = self._monotonic()
         with self._lock:
             if wanted.session:
@@ -5321,8 +5330,14 @@ class AccountPool:
             model = wanted.models.get(lease.provider.name, "")
             self._unknown_models.pop((lease.provider.name, model), None)
             if wanted.paces:
-                lease.state.answered(lease.began, now)
+                lease.state.answered(lease.began, now, whole)
                 self._learn(lease.state, limits, now)
+
+    def completed(self, lease: Lease, wanted: Wanted) -> None:
+        """A stream has ended well: only now its account's failures in a row are over."""
+        with self._lock:
+            if wanted.paces and lease.began >= lease.state.failed_at:
+                lease.state.in_a_row.clear()
 
     def again(self, lease: Lease) -> None:
         """The same lease makes one more call."""
@@ -8231,7 +8246,8 @@ class Engine:
         answer = self._answer(exchange, lease, upstream)
         if isinstance(answer, HttpResponse):
             exchange.record.first_byte_seconds = self._monotonic() - exchange.began
-            self.accounts.answered(lease, exchange.attempts.wanted, limits)
+            self.accounts.answered(lease, exchange.attempts.wanted, limits,
+                                   isinstance(answer.body, bytes))
             return outcome, answer
         refusal = error_answer(lease, upstream, answer)
         assert isinstance(refusal.body, bytes)
@@ -8382,6 +8398,8 @@ class Engine:
         body.close()
         wanted, outcome = exchange.attempts.wanted, body.outcome(lease.account is None)
         if outcome is None:
+            if not ended:
+                self.accounts.completed(lease, wanted)
             self.accounts.release(lease, wanted)
             return
         decision = decide(outcome)
