@@ -5215,40 +5215,42 @@ class AccountPool:
         ``again_at`` are those that the request has tried: from when on, on the
         monotonic clock, each may be asked again (inf: not any more).  Who is
         ready goes first: the conversation's own account, then as the strategy
-        says.  Who only seems to fail is better than waiting.
+        says.  Who only seems to fail is better than waiting, and than one of those
+        that the request has tried.
         """
         now = self._monotonic()
         with self._lock:
             known = [candidate for candidate in wanted.candidates
                      if not self._lacks_model(candidate, wanted, now)]
             ready: list[Candidate] = []
-            later: list[tuple[float, float, int, Candidate]] = []
+            later: list[tuple[float, bool, float, int, Candidate]] = []
             for place, candidate in enumerate(known or wanted.candidates):
                 wait, rank = self._delay(candidate, again_at, now)
                 if wait <= 0 and rank <= 0:
                     ready.append(candidate)
                 elif wait < math.inf:
-                    later.append((max(wait, rank), wait, place, candidate))
+                    tried = candidate.key in again_at
+                    later.append((max(wait, rank), tried, wait, place, candidate))
             if ready:
                 return self._taken(self._best(ready, wanted, strategy, now), strategy, now)
             if not later:
                 return math.inf
-            _, wait, _, candidate = min(later)
+            _, _, wait, _, candidate = min(later)
             return self._taken(candidate, strategy, now) if wait <= 0 else wait
 
     def _delay(self, candidate: Candidate, again_at: Mapping[tuple[str, str], float],
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
         wait = max(0.0, again_at.get(candidate.key, now) - now)
+        tried = candidate.key in again_at
         if candidate.account is None:
-            return wait, 0.0
+            return wait, RATHER_WAIT_SECONDS if tried else 0.0
         state = self._state(candidate)
         if state.name(now) == "out":
             return math.inf, 0.0
         wait = max(wait, state.hard_seconds(candidate.account, now))
-        tried = candidate.key in again_at
-        soft = 0.0 if tried else state.soft_until - now
-        return wait, min(max(0.0, soft), RATHER_WAIT_SECONDS)
+        soft = min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
+        return wait, RATHER_WAIT_SECONDS if tried else soft
 
     def _best(self, ready: Sequence[Candidate], wanted: Wanted, strategy: str,
               now: float) -> Candidate:
