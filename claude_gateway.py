@@ -8009,7 +8009,9 @@ class Engine:
 
         def begin_stream() -> Callable[[bytes], None]:
             assert begin is not None
-            head = HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS])
+            # An iterable: no bytes would be a body of length 0.
+            head = HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS],
+                                iter(()))
             return begin(self._with_our_headers(exchange, head))
 
         exchange.heartbeat = Heartbeat(exchange.request.peer, begin_stream, settings.hold_seconds,
