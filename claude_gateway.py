@@ -5107,11 +5107,16 @@ class AccountState:
         self.ramp_from, self.ramp_started = max(self.hard_until, self.soft_until), 0
         return seconds
 
-    def answered(self, began: float, is_probe: bool, now: float) -> None:
-        """It serves: what was in a row is over, unless the call began before the last failure."""
+    def answered(self, began: float, is_probe: bool, whole: bool, now: float) -> None:
+        """It serves, unless the call began before the last failure.
+
+        What was in a row is over once an answer is whole: streams that all break
+        are failures in a row.
+        """
         if began < self.failed_at:
             return
-        self.in_a_row.clear()
+        if whole:
+            self.in_a_row.clear()
         self.soft_until = min(self.soft_until, now)
         self.last_error = ""
         if is_probe:
@@ -5215,7 +5220,8 @@ class AccountPool:
         ``again_at`` are those that the request has tried: from when on, on the
         monotonic clock, each may be asked again (inf: not any more).  Who is
         ready goes first: the conversation's own account, then as the strategy
-        says.  Who only seems to fail is better than waiting.
+        says.  Who only seems to fail is better than waiting, and than one of those
+        that the request has tried.
         """
         now = self._monotonic()
         with self._lock:
@@ -5323,8 +5329,12 @@ class AccountPool:
 
     # -- what came of it
 
-    def answered(self, lease: Lease, wanted: Wanted, limits: Mapping[str, RateLimit] = {}) -> None:
-        """The account serves this request; its conversation stays with it."""
+    def answered(self, lease: Lease, wanted: Wanted, limits: Mapping[str, RateLimit] = {},
+                 whole: bool = True) -> None:
+        """The account serves this request; its conversation stays with it.
+
+        An answer that is not ``whole`` yet is ``completed`` later.
+        """
         now = self._monotonic()
         with self._lock:
             if wanted.session:
@@ -5332,14 +5342,20 @@ class AccountPool:
             model = wanted.models.get(lease.provider.name, "")
             self._unknown_models.pop((lease.provider.name, model), None)
             if wanted.paces:
-                self._proved(lease, now)
+                self._proved(lease, whole, now)
                 self._learn(lease.state, limits, now)
 
     @staticmethod
-    def _proved(lease: Lease, now: float) -> None:
+    def _proved(lease: Lease, whole: bool, now: float) -> None:
         """The account works, whatever the upstream thinks of the request."""
-        lease.state.answered(lease.began, lease.is_probe, now)
+        lease.state.answered(lease.began, lease.is_probe, whole, now)
         lease.is_probe = False
+
+    def completed(self, lease: Lease, wanted: Wanted) -> None:
+        """A stream has ended well: only now its account's failures in a row are over."""
+        with self._lock:
+            if wanted.paces and lease.began >= lease.state.failed_at:
+                lease.state.in_a_row.clear()
 
     def again(self, lease: Lease) -> None:
         """The same lease makes one more call."""
@@ -5376,7 +5392,7 @@ class AccountPool:
             if decision.case == "unknown_model":
                 self._exclude(lease, wanted, now)
             if decision.case in PROVING_CASES and wanted.paces:
-                self._proved(lease, now)
+                self._proved(lease, True, now)
             if decision.cooldown is None or not (wanted.paces or decision.case != "rate_limited"):
                 return 0.0
             state.last_error = decision.case
@@ -8060,8 +8076,9 @@ class Engine:
 
         def begin_stream() -> Callable[[bytes], None]:
             assert begin is not None
+            # An iterable: no bytes would be a body of length 0.
             head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
-                                      *STREAM_HEADERS])
+                                      *STREAM_HEADERS], iter(()))
             return begin(self._with_our_headers(exchange, head))
 
         exchange.heartbeat = Heartbeat(
@@ -8196,8 +8213,8 @@ class Engine:
         decision, response = result.decision, result.response
         if response is not None and decision.action in ("relay", "mend"):
             if isinstance(response.body, bytes):
-                self._told(lease, decision, self.accounts.release(
-                    lease, attempts.wanted, decision, result.outcome))
+                # A refusal that ends the attempts says when to come back, too.
+                self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
             return self._given(exchange, lease, response)
         if isinstance(result.error, CredentialError):
             attempts.uncounted()
@@ -8300,7 +8317,8 @@ class Engine:
         answer = self._answer(exchange, lease, upstream)
         if isinstance(answer, HttpResponse):
             exchange.record.first_byte_seconds = self._monotonic() - exchange.began
-            self.accounts.answered(lease, exchange.attempts.wanted, limits)
+            self.accounts.answered(lease, exchange.attempts.wanted, limits,
+                                   isinstance(answer.body, bytes))
             return outcome, answer
         refusal = error_answer(lease, upstream, answer)
         assert isinstance(refusal.body, bytes)
@@ -8454,6 +8472,8 @@ class Engine:
         body.close()
         wanted, outcome = exchange.attempts.wanted, body.outcome(lease.account is None)
         if outcome is None:
+            if not ended:
+                self.accounts.completed(lease, wanted)
             self.accounts.release(lease, wanted)
             return
         decision = decide(outcome)
@@ -8651,6 +8671,8 @@ class RelayBody:
             record.usage = self._tracker.usage
             record.stop_reason = self._tracker.stop_reason
             record.error = record.error or self._tracker.error_type
+            if self._tracker.error is not None:
+                record.ended = "upstream_broke"
 
 
 def allowed_methods(routes: Mapping[str, Route]) -> str:
@@ -8711,6 +8733,7 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
     exchange.record.error = exchange.record.error or "status %d" % response.status
     exchange.record.ended = "upstream_broke"
     event = exchange.door.last_words(value)
+    exchange.record.bytes_out = len(event)
     return HttpResponse(200, (), iter([event])).then(response.close)
 
 
