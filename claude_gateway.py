@@ -7570,9 +7570,9 @@ def optional(values: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def required(values: Mapping[str, Any], name: str, kind: type = str) -> Any:
-    """A member of an object that must be there, and not empty."""
+    """A member of an object that must be there, and not the empty string."""
     value = optional(values, name, kind)
-    if not value:
+    if value is None or value == "":
         raise ChatError("must be given", name, "missing_required_parameter")
     return value
 
@@ -7603,23 +7603,22 @@ def parsed_choice(table: Mapping[str, Any], value: Any) -> Any:
     return table[value]
 
 
-def checked_json(value: Any) -> Any:
-    """A value that is passed on as it is: one that can be written, and not too deep.
+def checked_json(value: dict) -> dict:
+    """An object that is passed on as it is: one that can be written, and not too deep.
 
     Python reads 1e999 as infinity, for which JSON has no word.
     """
-    below = [(value, 0)]
+    below: list = [(value, 0)]
     while below:
-        item, depth = below.pop()
-        if isinstance(item, (dict, list)):
-            if depth >= MAX_CHAT_DEPTH:
-                raise ChatError("nested too deeply")
-            items = item.values() if isinstance(item, dict) else item
-            below.extend([(inner, depth + 1) for inner in items])
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise ChatError("a number is too large")
-        elif isinstance(item, int) and item.bit_length() > MAX_CHAT_NUMBER_BITS:
-            raise ChatError("a number is too large")
+        outer, depth = below.pop()
+        if depth >= MAX_CHAT_DEPTH:
+            raise ChatError("nested too deeply")
+        for item in outer.values() if isinstance(outer, dict) else outer:
+            if isinstance(item, (dict, list)):
+                below.append((item, depth + 1))
+            elif isinstance(item, float) and not math.isfinite(item) or (
+                    isinstance(item, int) and item.bit_length() > MAX_CHAT_NUMBER_BITS):
+                raise ChatError("a number is too large")
     return value
 
 
@@ -7812,6 +7811,8 @@ def cache_mark(part: Mapping[str, Any]) -> Optional[dict]:
     >>> cache_mark({"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "30m"}})
     {'type': 'ephemeral', 'ttl': '1h'}
     """
+    if "cache_control" not in part and "prompt_cache_breakpoint" not in part:
+        return None  # as a rule, and asked of every part
     mark = optional(part, "cache_control", dict)
     if mark is not None:
         return parsed_within("cache_control", checked_json, mark)
@@ -7858,10 +7859,12 @@ def parse_arguments(arguments: Any) -> dict:
     if not text or text.isspace():
         return {}
     try:
-        value = checked_json(JSON_DECODER.decode(text))
+        value = JSON_DECODER.decode(text)
+        if isinstance(value, dict):
+            return checked_json(value)
     except (ValueError, RecursionError, ChatError):
-        value = None
-    return value if isinstance(value, dict) else {"_arguments": text}
+        pass
+    return {"_arguments": text}
 
 
 class ChatCall(NamedTuple):
@@ -7908,15 +7911,14 @@ def signed_thinking(message: Mapping[str, Any]) -> list:
     if any(blocks):
         return [block for block in blocks if block]
     for detail in optional(message, "reasoning_details", list) or ():
-        # Of another vendor's model: nobody else can read what it sealed.
+        # What another vendor's model sealed nobody else can read.
         if not isinstance(detail, dict):
             continue
-        kind, written_by = detail.get("type"), detail.get("format") or "anthropic"
-        if isinstance(kind, str) and isinstance(written_by, str) and (
-                written_by.startswith("anthropic")):
-            known = DETAIL_TYPES.get(kind)
-            blocks.append(signed_block(known, detail.get("text"), detail.get("signature"),
-                                       detail.get("data")))
+        kind, sealed_by = detail.get("type"), detail.get("format")
+        if isinstance(kind, str) and (sealed_by is None or isinstance(sealed_by, str) and (
+                sealed_by.startswith("anthropic"))):
+            blocks.append(signed_block(DETAIL_TYPES.get(kind), detail.get("text"),
+                                       detail.get("signature"), detail.get("data")))
     return [block for block in blocks if block]
 
 
@@ -7979,8 +7981,10 @@ class ChatHistory:
     def read(self, message: Any) -> None:
         """Take the next message.  Raises ChatError."""
         self._position += 1
-        reader = parsed_within("role", partial(parsed_choice, self.ROLES),
-                               required(expected(message, dict), "role"))
+        role = required(expected(message, dict), "role")
+        reader = self.ROLES.get(role)
+        if reader is None:
+            raise ChatError("must be one of %s" % ", ".join(sorted(self.ROLES)), "role")
         reader(self, message)
 
     def _turn(self, role: str) -> ChatTurn:
@@ -8052,7 +8056,9 @@ class ChatHistory:
             if not is_https(url):
                 raise ChatError("must be an https URL", "file_url")
             block = url_block("document", url)
-        elif known is None or not FILE_ID.fullmatch(known):
+        elif not known:
+            raise ChatError("must be given", "file_data", "missing_required_parameter")
+        elif not FILE_ID.fullmatch(known):
             raise ChatError("no such file: send file_data instead", "file_id")
         else:
             self.betas.add(FILES_BETA)
@@ -8095,8 +8101,9 @@ class ChatHistory:
         blocks.extend(before + texts + behind)
 
     def _calls(self, message: dict) -> list[ChatCall]:
-        calls = parsed_within("tool_calls", partial(parsed_items, parse=parse_tool_call),
-                              optional(message, "tool_calls", list) or [])
+        calls = message.get("tool_calls")
+        calls = [] if calls is None else parsed_within(
+            "tool_calls", partial(parsed_items, parse=parse_tool_call), calls)
         old = optional(message, "function_call", dict)
         if old is not None:
             call_id = "call_%d" % self._position
@@ -8247,9 +8254,10 @@ def trimmed_keyword(key: str, value: Any) -> Any:
 
 def is_free_object(schema: Mapping[str, Any]) -> bool:
     """Whether a schema takes any object: closed, it would take only the empty one."""
-    return schema.get("type", "object") == "object" and not any(
-        key in schema
-        for key in ("$ref", "allOf", "anyOf", "const", "enum", "oneOf", "properties"))
+    says_more = any(key in schema for key in (
+        "$ref", "allOf", "anyOf", "const", "enum", "oneOf"))
+    return (schema.get("type", "object") == "object" and not schema.get("properties")
+            and not says_more)
 
 
 # The fields, each by itself
