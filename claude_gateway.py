@@ -16,8 +16,7 @@ The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
 and returns values; sockets live in 13 and 17; section 20 alone builds the real
 clocks, openers and servers (and wakes itself by a pair of sockets on signals).
-The numbers left out are kept for what is to come: 15 the OpenAI door, 19 the
-dashboard's page.
+The number left out is kept for what is to come: 19 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told
@@ -33,6 +32,7 @@ dashboard's page.
     12 Records and log           one record a request, one line a record
     13 Upstream transport        urllib.request opener with our own pooling handler
     14 Credential renewal        key commands and refresh grants, one at a time an account
+    15 OpenAI door               chat completions in terms of Messages: requests
     16 Engine                    routes, the walk of one request, attempts, the relay
     17 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
     18 Demo upstream             honest streams without a key or a network
@@ -160,6 +160,13 @@ MAX_SSE_EVENT_BYTES = 32 * 1024 * 1024
 # quadratic time instead.
 MAX_NUMERAL_DIGITS = 4300
 
+# Schemas and tool inputs of the OpenAI door; OpenAI takes schemas of 10 levels.
+MAX_CHAT_DEPTH = 100
+# As many as MAX_NUMERAL_DIGITS have.
+MAX_CHAT_NUMBER_BITS = 14284
+# Fields without a meaning upstream that a header names.
+MAX_IGNORED_NAMES = 32
+
 # Idle upstream connections.  Origins and balancers close theirs after 60 s and
 # more as a rule; those that close earlier are noticed before reuse.
 POOL_IDLE_SECONDS = 55.0
@@ -207,6 +214,9 @@ STICKY_SECONDS = 3600.0
 MAX_CONVERSATIONS = 20000
 # Names of limits that one answer may tell; Anthropic has eight.
 MAX_LIMITS_COUNT = 16
+# Signed thinking that waits for the result of its tool calls: a few KB a call.
+MAX_REMEMBERED_CALLS = 2000
+MAX_REMEMBERED_CHARS = 32 * 1024 * 1024
 # A held stream is let go at these bounds: they are far above what comes before the
 # first content (message_start is 500 bytes), and bound what a broken upstream costs.
 MAX_HELD_EVENTS = 64
@@ -7515,6 +7525,1533 @@ class Renewal:
             standing.run = None
             self._threads.discard(thread)
         run.done.set()
+
+
+# ---- 15. OpenAI door ---------------------------------------------------------
+
+# -- the request
+#
+# Contract section 11, openai-mapping.md 2 to 5.  A body of /v1/chat/completions is
+# read in two steps: each field is parsed by itself (CHAT_FIELDS, with the tables of
+# roles and parts below it), then a draft of the Messages body is put together by the
+# rules of the model.  What is read is a function of what stands before it: the
+# system prompt, tools and messages of a turn are beginnings of those a turn later,
+# so that prompt caches and signed thinking stay valid.  Nothing is copied deeply:
+# texts, schemas and encoded files are the client's own objects.
+
+NOTE_FIRST_TURN = "."
+NOTE_CONTINUE = "Continue."
+NOTE_JSON_OBJECT = "Answer with one JSON object and nothing else: no prose, no code fence."
+NOTE_JSON_SCHEMA = ("Answer with JSON that is valid against the following schema, and nothing "
+                    "else: no prose, no code fence.\n")
+NOTE_CALL_ANY = "Answer by calling one of the tools."
+NOTE_CALL_TOOL = "Answer by calling the tool %s."
+JSON_TOOL = "json_response"
+JSON_TOOL_DESCRIPTION = "Takes the answer: call it once, with the whole answer as its input."
+FILES_BETA = "files-api-2025-04-14"
+
+CHAT_TYPES = {
+    bool: "a boolean",
+    dict: "an object",
+    float: "a number",
+    int: "an integer",
+    list: "a list",
+    str: "a string",
+}
+
+
+class ChatError(RequestError):
+    """A field of a chat request that cannot be served.
+
+    ``param`` is its path as OpenAI writes it (``messages[2].content[0].type``) and
+    ``code`` one of OpenAI's words; ``reason`` is the message without the path.
+    """
+
+    def __init__(self, reason: str, param: str = "", code: str = "invalid_value") -> None:
+        super().__init__(400, "%s: %s" % (param, reason) if param else reason)
+        self.reason = reason
+        self.param = param
+        self.code = code
+
+    def within(self, place: str) -> ChatError:
+        """The same error, seen from the outside of ``place``.
+
+        >>> ChatError("must be a string", "text").within("content[0]").param
+        'content[0].text'
+        """
+        dot = "." if place and self.param and not self.param.startswith("[") else ""
+        return ChatError(self.reason, place + dot + self.param, self.code)
+
+
+class ChatRequest(NamedTuple):
+    """A chat request as a Messages body.
+
+    ``body`` always asks for a stream; ``stream`` and ``include_usage`` are what the
+    client asked for.  ``ignored`` names fields without a meaning upstream, ``betas``
+    what the body needs in ``anthropic-beta``.  ``json_tool`` is the name of the tool
+    whose input is the answer's text, where a schema has to be had that way, else "".
+    ``custom_tools`` are called with a text instead of JSON; ``legacy`` means that the
+    client knows ``function_call`` and no ``tool_calls``.
+    """
+
+    body: Body
+    stream: bool
+    include_usage: bool
+    ignored: tuple[str, ...]
+    betas: tuple[str, ...]
+    json_tool: str
+    custom_tools: tuple[str, ...] = ()
+    legacy: bool = False
+
+
+def expected(value: Any, kind: type, param: str = "") -> Any:
+    """A value, if it is of a type: numbers are ``float``, and a boolean is no number."""
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or isinstance(value, bool) and kind is not bool:
+        raise ChatError("must be %s" % CHAT_TYPES[kind], param, "invalid_type")
+    return value
+
+
+def optional(values: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A member of an object; None where it is absent or null."""
+    value = values.get(name)
+    return None if value is None else expected(value, kind, name)
+
+
+def required(values: Mapping[str, Any], name: str, kind: type = str) -> Any:
+    """A member of an object that must be there, and not the empty string."""
+    value = optional(values, name, kind)
+    if value is None or value == "":
+        raise ChatError("must be given", name, "missing_required_parameter")
+    return value
+
+
+def parsed_within(place: str, parse: Callable[[Any], Any], value: Any) -> Any:
+    """What a parser makes of a value; its errors tell the place."""
+    try:
+        return parse(value)
+    except ChatError as error:
+        raise error.within(place) from None
+
+
+def parsed_items(items: Any, parse: Callable[[Any], Any]) -> list:
+    """What a parser makes of each item of a list; its errors tell the index."""
+    found: list = []
+    try:
+        for item in expected(items, list):
+            found.append(parse(item))
+    except ChatError as error:
+        raise error.within("[%d]" % len(found) if isinstance(items, list) else "") from None
+    return found
+
+
+def parsed_choice(table: Mapping[str, Any], value: Any) -> Any:
+    """What a table has for a word; other words are told which there are."""
+    if expected(value, str) not in table:
+        raise ChatError("must be one of %s" % ", ".join(sorted(table)))
+    return table[value]
+
+
+def checked_json(value: dict) -> dict:
+    """An object that is passed on as it is: one that can be written, and not too deep.
+
+    Python reads 1e999 as infinity, for which JSON has no word.
+    """
+    below: list = [(value, 0)]
+    while below:
+        outer, depth = below.pop()
+        if depth >= MAX_CHAT_DEPTH:
+            raise ChatError("nested too deeply")
+        for item in outer.values() if isinstance(outer, dict) else outer:
+            if isinstance(item, (dict, list)):
+                below.append((item, depth + 1))
+            elif isinstance(item, float) and not math.isfinite(item) or (
+                    isinstance(item, int) and item.bit_length() > MAX_CHAT_NUMBER_BITS):
+                raise ChatError("a number is too large")
+    return value
+
+
+# Memory of signed thinking
+
+
+class ToolMemory:
+    """The signed thinking in front of tool calls, which no OpenAI client sends back.
+
+    From the id of a call to the thinking blocks of its turn; those least lately used
+    are forgotten at the bounds.  Ids of different clients are told apart by whoever
+    gives them (a prefix).
+
+    >>> memory = ToolMemory()
+    >>> memory.remember(["t1"], [{"type": "redacted_thinking", "data": "x"}])
+    >>> memory.recall("t1"), memory.recall("t2")
+    ([{'type': 'redacted_thinking', 'data': 'x'}], None)
+    """
+
+    def __init__(
+        self,
+        max_calls: int = MAX_REMEMBERED_CALLS,
+        max_chars: int = MAX_REMEMBERED_CHARS,
+    ) -> None:
+        self._max_calls = max_calls
+        self._max_chars = max_chars
+        self._lock = threading.Lock()
+        # call id -> (blocks, characters), the one used last at the end.
+        self._known: collections.OrderedDict[str, tuple[tuple[dict, ...], int]] = (
+            collections.OrderedDict())
+        self._chars = 0
+
+    def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
+        """Keep a turn's thinking blocks under the ids of its calls; what is no thinking is not."""
+        kept = tuple(block for block in blocks if block_type(block) in THINKING_TYPES)
+        chars = sum(len(value) for block in kept for value in block.values()
+                    if isinstance(value, str))
+        if not kept or chars > self._max_chars:
+            return
+        with self._lock:
+            for tool_id in tool_ids:
+                self._forget(tool_id)
+                self._known[tool_id] = kept, chars + len(tool_id)
+                self._chars += chars + len(tool_id)
+            while len(self._known) > self._max_calls or self._chars > self._max_chars:
+                self._forget(next(iter(self._known)))
+
+    def recall(self, tool_id: str) -> Optional[list[dict]]:
+        """The blocks that are known for a call, not to be changed; or None."""
+        with self._lock:
+            known = self._known.get(tool_id)
+            if known is None:
+                return None
+            self._known.move_to_end(tool_id)
+            return list(known[0])
+
+    def _forget(self, tool_id: str) -> None:
+        _, chars = self._known.pop(tool_id, ((), 0))
+        self._chars -= chars
+
+
+# Content parts
+
+
+# What a data URL begins with, RFC 2397: the type, parameters, and the data.
+DATA_URL = re.compile(r"data:([^;,]{0,100})((?:;[^;,]{0,100}){0,8}),", re.IGNORECASE)
+# The first bytes tell what a file is; 24 characters of base64 are enough for all.
+FILE_HEAD_CHARS = 24
+FILE_SIGNATURES = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (0, b"%PDF-", "application/pdf"),
+)
+IMAGE_TYPES = frozenset(["image/png", "image/jpeg", "image/gif", "image/webp"])
+PDF_TYPE = "application/pdf"
+TEXT_FILE_TYPE = re.compile(
+    r"text/.*|application/(?:.*\+)?(?:json|xml|yaml|x-yaml|javascript|x-ndjson|markdown|toml|sql)",
+    re.DOTALL)
+# Ids of Anthropic's Files API; OpenAI's have a hyphen.
+FILE_ID = re.compile(r"file_[A-Za-z0-9]{1,100}")
+MAX_TITLE_CHARS = 255
+# OpenAI's breakpoints live 30 minutes or longer; Anthropic knows 5 minutes and an hour.
+BREAKPOINT_TTLS = {"30m": "1h", "1h": "1h", "12h": "1h", "24h": "1h"}
+
+
+def file_type(data: str) -> str:
+    """The media type that the first bytes of a base64 file tell, or "".
+
+    >>> file_type("JVBERi0xLjcK")
+    'application/pdf'
+    """
+    head = decode_base64_head(data, FILE_HEAD_CHARS)
+    return next((media_type for at, signature, media_type in FILE_SIGNATURES
+                 if head[at:at + len(signature)] == signature), "")
+
+
+def split_data_url(url: str) -> Optional[tuple[str, bool, str]]:
+    """(media type, whether the data is base64, the data) of a data URL; else None.
+
+    >>> split_data_url("data:Image/JPG;base64,AAAA")
+    ('image/jpeg', True, 'AAAA')
+    """
+    match = DATA_URL.match(url)
+    if match is None:
+        return None
+    encoded = match.group(2).lower().endswith(";base64")
+    media_type = match.group(1).strip().lower()
+    if media_type == "image/jpg":
+        media_type = "image/jpeg"
+    return media_type, encoded, url[match.end():]
+
+
+def is_https(url: str) -> bool:
+    """Whether the upstream may fetch a file from here; the gateway fetches nothing itself."""
+    return url[:8].lower() == "https://"
+
+
+def base64_block(kind: str, media_type: str, data: str) -> dict:
+    """An image or document block with its file in it."""
+    if not data:
+        raise ChatError("the file is empty")
+    if "\n" in data or "\r" in data or " " in data:
+        data = "".join(data.split())  # as MIME breaks it; the API does not take that
+    return {"type": kind, "source": {"type": "base64", "media_type": media_type, "data": data}}
+
+
+def url_block(kind: str, url: str) -> dict:
+    """An image or document block whose file the upstream fetches."""
+    return {"type": kind, "source": {"type": "url", "url": url}}
+
+
+def image_block(url: str) -> dict:
+    """An image; its type is what its first bytes say, since a wrong one is refused.
+
+    >>> image_block("data:image/png;base64,R0lGODlhAQAB")["source"]["media_type"]
+    'image/gif'
+    """
+    split = split_data_url(url)
+    if split is None:
+        if is_https(url):
+            return url_block("image", url)
+        raise ChatError("must be an https URL or a data URL")
+    declared, encoded, data = split
+    if not encoded:
+        raise ChatError("the data URL must be in base64")
+    media_type = file_type(data) or declared
+    if media_type not in IMAGE_TYPES:
+        raise ChatError("%s is no image that the model takes (PNG, JPEG, GIF, WebP)"
+                        % json.dumps(media_type))
+    return base64_block("image", media_type, data)
+
+
+def file_block(data: str) -> Optional[dict]:
+    """A document or image from ``file_data``; None for a text file without a text."""
+    if is_https(data):
+        return url_block("document", data)
+    declared, encoded, data = split_data_url(data) or ("", True, data)
+    if TEXT_FILE_TYPE.fullmatch(declared):
+        return text_document(decoded_text(data) if encoded else urllib.parse.unquote(data))
+    found = file_type(data) if encoded else ""
+    if found in IMAGE_TYPES:
+        return base64_block("image", found, data)
+    if encoded and PDF_TYPE in (found, declared):
+        return base64_block("document", PDF_TYPE, data)
+    raise ChatError("files of type %s cannot be passed on: images, PDF and text can"
+                    % json.dumps(declared or "unknown"))
+
+
+def decoded_text(data: str) -> str:
+    """The text of a base64 text file."""
+    try:
+        return base64.b64decode(data).decode("utf-8-sig")
+    except ValueError:
+        raise ChatError("must be base64 of a text in UTF-8") from None
+
+
+def text_document(text: str) -> Optional[dict]:
+    """A document block of a text, None for a blank one."""
+    if not text or text.isspace():
+        return None
+    return {"type": "document",
+            "source": {"type": "text", "media_type": "text/plain", "data": text}}
+
+
+def cache_mark(part: Mapping[str, Any]) -> Optional[dict]:
+    """The ``cache_control`` that a part, a message or a tool asks for.
+
+    >>> cache_mark({"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "30m"}})
+    {'type': 'ephemeral', 'ttl': '1h'}
+    """
+    if "cache_control" not in part and "prompt_cache_breakpoint" not in part:
+        return None  # as a rule, and asked of every part
+    mark = optional(part, "cache_control", dict)
+    if mark is not None:
+        return parsed_within("cache_control", checked_json, mark)
+    point = optional(part, "prompt_cache_breakpoint", dict)
+    if point is None:
+        return None
+    ttl = point.get("ttl")
+    lasting = BREAKPOINT_TTLS.get(ttl) if isinstance(ttl, str) else None
+    return {"type": "ephemeral", "ttl": lasting} if lasting else {"type": "ephemeral"}
+
+
+# Tool calls
+
+
+LEGAL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+ILLEGAL_IN_ID = re.compile(r"[^A-Za-z0-9_-]")
+# Room for the hash behind a shortened id.
+KEPT_ID_CHARS = 96
+
+
+def legal_id(raw: str) -> str:
+    """An id as the API takes it; one that has to be changed stays told apart by a hash.
+
+    >>> legal_id("toolu_01"), legal_id("functions.f:0")
+    ('toolu_01', 'functions_f_0_d6bdd4de')
+    """
+    if LEGAL_ID.fullmatch(raw):
+        return raw
+    digest = hashlib.sha256(encode_lossless(raw)).hexdigest()[:8]
+    return "%s_%s" % (ILLEGAL_IN_ID.sub("_", raw[:KEPT_ID_CHARS]), digest)
+
+
+def parse_arguments(arguments: Any) -> dict:
+    """The input of a call from its JSON text; what is no JSON object is kept as a text.
+
+    >>> parse_arguments('{"a": 1}'), parse_arguments(""), parse_arguments("oops")
+    ({'a': 1}, {}, {'_arguments': 'oops'})
+    """
+    if arguments is None:
+        return {}
+    if isinstance(arguments, dict):
+        return checked_json(arguments)
+    text = expected(arguments, str)
+    if not text or text.isspace():
+        return {}
+    try:
+        value = JSON_DECODER.decode(text)
+        if isinstance(value, dict):
+            return checked_json(value)
+    except (ValueError, RecursionError, ChatError):
+        pass
+    return {"_arguments": text}
+
+
+class ChatCall(NamedTuple):
+    """A tool call of the history: its id as the client has it, the tool's name, its input."""
+
+    id: str
+    name: str
+    input: dict
+
+
+def parse_function_call(call: Any, call_id: str) -> ChatCall:
+    """A call as ``function`` of a tool call and the old ``function_call`` spell it."""
+    name = required(expected(call, dict), "name")
+    return ChatCall(call_id, name, parsed_within("arguments", parse_arguments,
+                                                 call.get("arguments")))
+
+
+def parse_tool_call(call: Any) -> ChatCall:
+    """One of an assistant's ``tool_calls``."""
+    call_id = required(expected(call, dict), "id")
+    kind = call.get("type")
+    if kind is None or kind == "function":
+        return parsed_within("function", lambda spec: parse_function_call(spec, call_id),
+                             required(call, "function", dict))
+    if kind != "custom":
+        raise ChatError("must be function or custom", "type")
+    spec = required(call, "custom", dict)
+    name = parsed_within("custom", lambda spec: required(spec, "name"), spec)
+    text = parsed_within("custom", lambda spec: optional(spec, "input", str), spec)
+    return ChatCall(call_id, name, {"input": text or ""})
+
+
+def signed_thinking(message: Mapping[str, Any]) -> list:
+    """The thinking blocks that a client sent back with their signatures.
+
+    LiteLLM's ``thinking_blocks``, else OpenRouter's ``reasoning_details``; what has
+    no signature is left out, since it would be refused.
+    """
+    blocks = []
+    for block in optional(message, "thinking_blocks", list) or ():
+        if isinstance(block, dict):
+            blocks.append(signed_block(block.get("type"), block.get("thinking"),
+                                       block.get("signature"), block.get("data")))
+    if any(blocks):
+        return [block for block in blocks if block]
+    for detail in optional(message, "reasoning_details", list) or ():
+        # What another vendor's model sealed nobody else can read.
+        if not isinstance(detail, dict):
+            continue
+        kind, sealed_by = detail.get("type"), detail.get("format")
+        if isinstance(kind, str) and (sealed_by is None or isinstance(sealed_by, str) and (
+                sealed_by.startswith("anthropic"))):
+            blocks.append(signed_block(DETAIL_TYPES.get(kind), detail.get("text"),
+                                       detail.get("signature"), detail.get("data")))
+    return [block for block in blocks if block]
+
+
+DETAIL_TYPES = {"reasoning.text": "thinking", "reasoning.encrypted": "redacted_thinking"}
+
+
+def signed_block(kind: Any, text: Any, signature: Any, data: Any) -> Optional[dict]:
+    """A thinking block with just the members that it has, None for an unsigned one."""
+    if kind == "thinking" and isinstance(signature, str) and signature:
+        words = text if isinstance(text, str) else ""
+        return {"type": "thinking", "thinking": words, "signature": signature}
+    if kind == "redacted_thinking" and isinstance(data, str) and data:
+        return {"type": "redacted_thinking", "data": data}
+    return None
+
+
+# The conversation
+
+
+class ChatTurn:
+    """One turn under construction: tool results go in front of what else it has."""
+
+    __slots__ = ("role", "results", "blocks")
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.results: list[dict] = []
+        self.blocks: list[dict] = []
+
+    def message(self) -> dict:
+        """The turn as a message of the API; always blocks, so that it can only grow."""
+        return {"role": self.role, "content": self.results + self.blocks}
+
+
+class ChatHistory:
+    """Reads ``messages`` one by one into system blocks and turns.
+
+    Neighbours of one role become one turn; system messages are hoisted from
+    wherever they stand, those of the beginning apart from later ones.
+    """
+
+    def __init__(self, remembered: Callable[[str], Optional[Sequence[dict]]]) -> None:
+        self.system: list[dict] = []
+        self.later_system: list[dict] = []
+        self.turns: list[ChatTurn] = []
+        # Tools that were called, in order; field names without a meaning; betas needed.
+        self.tool_names: dict[str, None] = {}
+        self.ignored: set[str] = set()
+        self.betas: set[str] = set()
+        self.marked = False
+        self._remembered = remembered
+        self._position = -1
+        self._used_ids: set[str] = set()
+        self._repeats: dict[str, int] = {}
+        # Of the last assistant turn: client's id -> the calls that wait for a result.
+        self._open: dict[str, collections.deque[str]] = {}
+        # Old functions: the id made up for the last call of a name.
+        self._function_ids: dict[str, str] = {}
+
+    def read(self, message: Any) -> None:
+        """Take the next message.  Raises ChatError."""
+        self._position += 1
+        role = required(expected(message, dict), "role")
+        reader = self.ROLES.get(role)
+        if reader is None:
+            raise ChatError("must be one of %s" % ", ".join(sorted(self.ROLES)), "role")
+        reader(self, message)
+
+    def _turn(self, role: str) -> ChatTurn:
+        if not self.turns or self.turns[-1].role != role:
+            self.turns.append(ChatTurn(role))
+            if role == "assistant":
+                self._open.clear()
+        return self.turns[-1]
+
+    def _blocks(self, message: dict, parts: Mapping[str, Callable[[Any, dict], Any]]) -> list:
+        """The blocks of a message's content; blank texts are left out."""
+        content = message.get("content")
+        if content is None:
+            return []
+        if isinstance(content, str):
+            blocks = [] if not content or content.isspace() else [text_block(content)]
+        elif isinstance(content, list):
+            read = partial(self._part, parts)
+            blocks = [block for block in parsed_within("content", partial(
+                parsed_items, parse=read), content) if block is not None]
+        else:
+            raise ChatError("must be a string or a list of parts", "content", "invalid_type")
+        return blocks
+
+    def _part(self, parts: Mapping[str, Callable[[Any, dict], Any]], part: Any) -> Optional[dict]:
+        kind = expected(part, dict).get("type")
+        reader = parts.get(kind) if isinstance(kind, str) else None
+        if reader is None:
+            raise ChatError("must be one of %s here" % ", ".join(sorted(parts)), "type")
+        block = reader(self, part)
+        if block is None or is_blank_text(block):
+            return None
+        self._mark([block], part)
+        return block
+
+    def _mark(self, blocks: list, source: dict) -> None:
+        mark = cache_mark(source)
+        if mark is not None:
+            self.marked = True
+            for block in blocks:
+                block["cache_control"] = mark
+
+    # Parts
+
+    def _text_part(self, part: dict) -> dict:
+        return text_block(optional(part, "text", str) or "")
+
+    def _refusal_part(self, part: dict) -> dict:
+        return text_block(optional(part, "refusal", str) or "")
+
+    def _image_part(self, part: dict) -> dict:
+        image = part.get("image_url")
+        if isinstance(image, str):
+            return parsed_within("image_url", image_block, image)
+        image = required(part, "image_url", dict)
+        url = parsed_within("image_url", lambda image: required(image, "url"), image)
+        return parsed_within("image_url.url", image_block, url)
+
+    def _file_part(self, part: dict) -> Optional[dict]:
+        return parsed_within("file", self._file, required(part, "file", dict))
+
+    def _file(self, file: dict) -> Optional[dict]:
+        name, known = optional(file, "filename", str), optional(file, "file_id", str)
+        data = optional(file, "file_data", str)
+        url = optional(file, "file_url", str)
+        if data:
+            block = parsed_within("file_data", file_block, data)
+        elif url:
+            if not is_https(url):
+                raise ChatError("must be an https URL", "file_url")
+            block = url_block("document", url)
+        elif not known:
+            raise ChatError("must be given", "file_data", "missing_required_parameter")
+        elif not FILE_ID.fullmatch(known):
+            raise ChatError("no such file: send file_data instead", "file_id")
+        else:
+            self.betas.add(FILES_BETA)
+            block = {"type": "document", "source": {"type": "file", "file_id": known}}
+        if block is not None and block["type"] == "document" and name and not name.isspace():
+            block["title"] = name[:MAX_TITLE_CHARS]
+        return block
+
+    def _audio_part(self, part: dict) -> None:
+        self.ignored.add("input_audio")
+
+    # Roles
+
+    def _read_system(self, message: dict) -> None:
+        blocks = self._blocks(message, self.TEXT_PARTS)
+        self._mark(blocks[-1:], message)
+        (self.later_system if self.turns else self.system).extend(blocks)
+
+    def _read_user(self, message: dict) -> None:
+        blocks = self._blocks(message, self.PARTS)
+        self._mark(blocks[-1:], message)
+        if blocks:
+            self._turn("user").blocks.extend(blocks)
+        elif any(block_type(part) == "input_audio" for part in message.get("content") or ()):
+            raise ChatError("the model takes no audio", "content", "unsupported_value")
+
+    def _read_assistant(self, message: dict) -> None:
+        texts = self._blocks(message, self.TEXT_PARTS)
+        refusal = optional(message, "refusal", str)
+        if not texts and refusal and not refusal.isspace():
+            texts = [text_block(refusal)]
+        calls = self._calls(message)
+        given = signed_thinking(message)
+        if not texts and not calls:
+            return
+        self._mark(texts[-1:], message)
+        blocks = self._turn("assistant").blocks
+        blocks.extend(given)
+        before, behind = self._with_thinking(calls, bool(given))
+        blocks.extend(before + texts + behind)
+
+    def _calls(self, message: dict) -> list[ChatCall]:
+        calls = message.get("tool_calls")
+        calls = [] if calls is None else parsed_within(
+            "tool_calls", partial(parsed_items, parse=parse_tool_call), calls)
+        old = optional(message, "function_call", dict)
+        if old is not None:
+            call_id = "call_%d" % self._position
+            call = parsed_within("function_call",
+                                 lambda call: parse_function_call(call, call_id), old)
+            self._function_ids[call.name] = call_id
+            calls.append(call)
+        return calls
+
+    def _with_thinking(self, calls: Sequence[ChatCall], given: bool) -> tuple[list, list]:
+        """Tool calls as blocks, and the remembered thinking: in front of the text the first,
+        in front of its call what came between calls."""
+        before: list[dict] = []
+        behind: list[dict] = []
+        last: list[dict] = []
+        for call in calls:
+            thinking = [] if given else list(self._remembered(call.id) or ())
+            if thinking and thinking != last:
+                (behind if behind else before).extend(thinking)
+                last = thinking
+            behind.append({"type": "tool_use", "id": self._new_id(call.id), "name": call.name,
+                           "input": call.input})
+            self.tool_names[call.name] = None
+        return before, behind
+
+    def _new_id(self, raw: str) -> str:
+        """A legal id for a call.  Some models number their calls anew in each turn, and the
+        API takes an id once: later ones get a number."""
+        legal = unique = legal_id(raw)
+        while unique in self._used_ids:
+            self._repeats[legal] = self._repeats.get(legal, 1) + 1
+            unique = "%s_%d" % (legal, self._repeats[legal])
+        self._used_ids.add(unique)
+        self._open.setdefault(raw, collections.deque()).append(unique)
+        return unique
+
+    def _read_tool(self, message: dict) -> None:
+        self._add_result(message, required(message, "tool_call_id"))
+
+    def _read_function(self, message: dict) -> None:
+        unknown = "call_%d" % self._position
+        self._add_result(message, self._function_ids.get(required(message, "name"), unknown))
+
+    def _add_result(self, message: dict, raw: str) -> None:
+        result: dict = {"type": "tool_result", "tool_use_id": self._answered_id(raw)}
+        content = self._blocks(message, self.PARTS)
+        if content:
+            # A text is sent as one; marks stand on the result, where they were meant.
+            plain = isinstance(message["content"], str)
+            result["content"] = message["content"] if plain else content
+        self._mark([result], message)
+        self._turn("user").results.append(result)
+
+    def _answered_id(self, raw: str) -> str:
+        """The call that a result belongs to: of several with one id, the first unanswered."""
+        waiting = self._open.get(raw)
+        if waiting is None:
+            return legal_id(raw)  # what has no call is made a text later (section 8)
+        return waiting.popleft() if len(waiting) > 1 else waiting[0]
+
+    TEXT_PARTS = {
+        "refusal": _refusal_part,
+        "text": _text_part,
+    }
+    PARTS = dict(
+        TEXT_PARTS,
+        file=_file_part,
+        image_url=_image_part,
+        input_audio=_audio_part,
+    )
+    ROLES = {
+        "assistant": _read_assistant,
+        "developer": _read_system,
+        "function": _read_function,
+        "system": _read_system,
+        "tool": _read_tool,
+        "user": _read_user,
+    }
+
+
+# Schemas
+
+
+# What structured outputs refuse is told the model in words (openai-mapping.md 2.1).
+TOLD_KEYWORDS = frozenset([
+    "contains", "dependentRequired", "dependentSchemas", "else", "exclusiveMaximum",
+    "exclusiveMinimum", "if", "maxContains", "maxItems", "maxLength", "maxProperties",
+    "maximum", "minContains", "minLength", "minProperties", "minimum", "multipleOf", "not",
+    "patternProperties", "prefixItems", "propertyNames", "then", "unevaluatedProperties",
+    "uniqueItems",
+])
+DROPPED_KEYWORDS = frozenset(["$comment", "$id", "$schema"])
+STRING_FORMATS = frozenset([
+    "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid",
+])
+# Keywords whose value is a schema, a list of them, or an object of them.
+SCHEMA_LISTS = frozenset(["allOf", "anyOf"])
+SCHEMA_MAPS = frozenset(["$defs", "definitions", "properties"])
+
+
+def trimmed_schema(schema: Any) -> Any:
+    """A schema as structured outputs take it: closed objects, the rest told in words.
+
+    >>> trimmed_schema({"type": "string", "minLength": 3, "description": "A name."})
+    {'type': 'string', 'description': 'A name.\\n\\n{minLength: 3}'}
+    """
+    if not isinstance(schema, dict):
+        return schema
+    kept: dict[str, Any] = {}
+    told = []
+    for key, value in schema.items():
+        key = "anyOf" if key == "oneOf" and "anyOf" not in schema else key
+        if key in DROPPED_KEYWORDS:
+            continue
+        if is_refused_keyword(key, value):
+            told.append("%s: %s" % (key, json_text(value)))
+        else:
+            kept[key] = trimmed_keyword(key, value)
+    kinds = schema.get("type")
+    if "properties" in schema or kinds == "object" or isinstance(kinds, list) and "object" in kinds:
+        kept["additionalProperties"] = False
+    if told:
+        words = kept.get("description")
+        note = "{%s}" % ", ".join(told)
+        kept["description"] = "%s\n\n%s" % (words, note) if words else note
+    return kept
+
+
+def is_refused_keyword(key: str, value: Any) -> bool:
+    """Whether structured outputs refuse a keyword of a schema with this value."""
+    if key == "format":
+        return not isinstance(value, str) or value not in STRING_FORMATS
+    if key == "minItems":
+        return value not in (0, 1)
+    if key == "additionalProperties":
+        return not isinstance(value, bool)
+    return key in TOLD_KEYWORDS or key == "oneOf"
+
+
+def trimmed_keyword(key: str, value: Any) -> Any:
+    """The value of a keyword with the schemas in it trimmed."""
+    if key in SCHEMA_MAPS and isinstance(value, dict):
+        return {name: trimmed_schema(below) for name, below in value.items()}
+    if key in SCHEMA_LISTS and isinstance(value, list):
+        return [trimmed_schema(below) for below in value]
+    return trimmed_schema(value) if key == "items" else value
+
+
+def is_free_object(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema takes any object: closed, it would take only the empty one."""
+    says_more = any(key in schema for key in (
+        "$ref", "allOf", "anyOf", "const", "enum", "oneOf"))
+    return (schema.get("type", "object") == "object" and not schema.get("properties")
+            and not says_more)
+
+
+# The fields, each by itself
+
+
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+# "none" switches thinking off.
+EFFORT_WORDS = dict({effort: effort for effort in EFFORTS}, none="none", minimal="low")
+EFFORT_BUDGETS = {"low": 2048, "medium": 8192, "high": 16384, "xhigh": 32000, "max": 32000}
+# A budget given for a model that takes none: (at least, effort).
+BUDGET_EFFORTS = ((8192, "xhigh"), (4096, "high"), (2048, "medium"), (1, "low"))
+ANTHROPIC_TOOL_TYPE = re.compile(r"[a-z_]{1,60}_20[0-9]{6}")
+CUSTOM_TOOL_SCHEMA = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+}
+CHOICE_WORDS = {
+    "any": "any",
+    "auto": "auto",
+    "none": "none",
+    "required": "any",
+}
+# The API takes 256 characters, and neither e-mail addresses nor telephone numbers.
+MAX_USER_ID_CHARS = 256
+PERSONAL_ID = re.compile(r"[^@]+@[^@]+|\+?[0-9 ().-]{7,}")
+
+
+class ChatTool(NamedTuple):
+    """One tool as the API takes it, and what the client said of it besides."""
+
+    tool: dict
+    strict: bool = False
+    custom: bool = False
+
+
+class ChatChoice(NamedTuple):
+    """What may be called: ``type`` as the API has it; ``allowed`` where tools are picked."""
+
+    type: str
+    name: str = ""
+    allowed: Optional[list] = None
+
+
+class ChatFormat(NamedTuple):
+    """What the answer must be: "json_object" or "json_schema" (then with the schema)."""
+
+    type: str
+    schema: dict = {}
+    description: str = ""
+
+
+def parse_tokens(value: Any) -> int:
+    """A number of tokens, at least 1."""
+    if not 1 <= expected(value, int) <= MAX_USAGE_TOKENS:
+        raise ChatError("must be between 1 and %d" % MAX_USAGE_TOKENS)
+    return value
+
+
+def parse_number(most: float, value: Any) -> float:
+    """A number from 0 to ``most``."""
+    if not 0 <= expected(value, float) <= most:
+        raise ChatError("must be between 0 and %d" % most)
+    return value
+
+
+def parse_model(value: Any) -> str:
+    """The name of a model."""
+    if not 0 < len(expected(value, str)) <= MAX_MODEL_CHARS:
+        raise ChatError("must be a string of 1 to %d characters" % MAX_MODEL_CHARS)
+    return value
+
+
+def parse_count(value: Any) -> None:
+    """``n``: there is only ever one answer."""
+    if expected(value, int) != 1:
+        raise ChatError("only one choice can be had", "", "unsupported_value")
+
+
+def parse_modalities(value: Any) -> list:
+    """``modalities``: the answer is a text."""
+    if expected(value, list) and "text" not in value:
+        raise ChatError("the model answers with text", "", "unsupported_value")
+    return value
+
+
+def parse_stop(value: Any) -> list:
+    """Stop sequences; blank ones would be refused and are left out."""
+    stops = [value] if isinstance(value, str) else parsed_items(
+        value, lambda stop: expected(stop, str))
+    return [stop for stop in stops if stop and not stop.isspace()]
+
+
+def parse_object(value: Any) -> dict:
+    """An object that a client who knows the API gives as it is."""
+    return checked_json(expected(value, dict))
+
+
+def parse_thinking(value: Any) -> dict:
+    """A raw ``thinking``, with its type and its budget as the API has them."""
+    required(parse_object(value), "type")
+    if value["type"] == "enabled":
+        parsed_within("budget_tokens", parse_tokens, value.get("budget_tokens"))
+    return value
+
+
+def parse_output_config(value: Any) -> dict:
+    """A raw ``output_config``."""
+    optional(parse_object(value), "effort", str)
+    return value
+
+
+def parse_stream_options(value: Any) -> dict:
+    """``stream_options``, of which one counts."""
+    optional(expected(value, dict), "include_usage", bool)
+    return value
+
+
+def parse_user(value: Any) -> str:
+    """An end user's id; what may be a person's address or number goes as its hash.
+
+    >>> parse_user("u-17"), parse_user("ann@example.com")[:8]
+    ('u-17', '71d4f55f')
+    """
+    text = expected(value, str).strip()
+    if len(text) <= MAX_USER_ID_CHARS and not PERSONAL_ID.fullmatch(text):
+        return text
+    return hashlib.sha256(encode_lossless(text)).hexdigest()
+
+
+def parse_reasoning(value: Any) -> dict:
+    """OpenRouter's ``reasoning``: effort, max_tokens, enabled, exclude."""
+    for name, kind in (("max_tokens", int), ("enabled", bool), ("exclude", bool)):
+        optional(expected(value, dict), name, kind)
+    effort = value.get("effort")
+    if effort is not None:
+        effort = parsed_within("effort", partial(parsed_choice, EFFORT_WORDS), effort)
+    budget = value.get("max_tokens")
+    if budget:
+        parsed_within("max_tokens", parse_tokens, budget)
+    if budget == 0 or value.get("enabled") is False:
+        effort = "none"
+    return dict(value, effort=effort or "", max_tokens=budget or 0)
+
+
+def parse_tool(tool: Any) -> ChatTool:
+    """One of ``tools``: a function, a custom tool, or one of the API's own, which passes."""
+    kind = optional(expected(tool, dict), "type", str)
+    if "input_schema" in tool or kind and ANTHROPIC_TOOL_TYPE.fullmatch(kind):
+        required(tool, "name")
+        return ChatTool(checked_json(tool))
+    if kind == "custom":
+        spec = optional(tool, "custom", dict)
+        return (parsed_within("custom", partial(parse_custom, tool), spec) if spec is not None
+                else parse_custom(tool, tool))
+    if kind not in (None, "function"):
+        raise ChatError("must be function or custom", "type")
+    spec = optional(tool, "function", dict)
+    return (parsed_within("function", partial(parse_function, tool), spec) if spec is not None
+            else parse_function(tool, tool))
+
+
+def described(tool: Mapping[str, Any], spec: Mapping[str, Any], schema: dict) -> dict:
+    """A tool with name, description and schema, and the mark that the client put on it."""
+    made: dict = {"name": required(spec, "name")}
+    description = optional(spec, "description", str)
+    if description:
+        made["description"] = description
+    made["input_schema"] = schema
+    mark = cache_mark(tool) or cache_mark(spec)
+    return dict(made, cache_control=mark) if mark else made
+
+
+def parse_function(tool: Mapping[str, Any], spec: Mapping[str, Any]) -> ChatTool:
+    """A function; one without parameters takes the empty object."""
+    schema = optional(spec, "parameters", dict)
+    if not schema:
+        schema = {"type": "object", "properties": {}}
+    elif "type" not in schema:
+        schema = dict(schema, type="object")
+    parsed_within("parameters", checked_json, schema)
+    return ChatTool(described(tool, spec, schema), bool(optional(spec, "strict", bool)))
+
+
+def parse_custom(tool: Mapping[str, Any], spec: Mapping[str, Any]) -> ChatTool:
+    """A tool that is called with a text: an object with that text alone."""
+    return ChatTool(described(tool, spec, CUSTOM_TOOL_SCHEMA), custom=True)
+
+
+def parse_legacy_function(spec: Any) -> ChatTool:
+    """One of the old ``functions``."""
+    return parse_function({}, expected(spec, dict))
+
+
+def parse_tool_choice(value: Any) -> ChatChoice:
+    """``tool_choice`` and the old ``function_call``: a word, or an object that names a tool."""
+    if isinstance(value, str):
+        return ChatChoice(parsed_choice(CHOICE_WORDS, value))
+    kind = optional(expected(value, dict), "type", str)
+    if kind == "allowed_tools":
+        return parse_allowed_tools(value)
+    if kind in CHOICE_WORDS:
+        return ChatChoice(CHOICE_WORDS[kind])
+    return ChatChoice("tool", parse_tool_name(value))
+
+
+def parse_tool_name(value: Any) -> str:
+    """The name in ``{"type": "function", "function": {"name"}}``, also flat or of a custom tool."""
+    for key in ("function", "custom"):
+        spec = optional(expected(value, dict), key, dict)
+        if spec is not None:
+            return parsed_within(key, lambda spec: required(spec, "name"), spec)
+    return required(value, "name")
+
+
+def parse_allowed_tools(value: dict) -> ChatChoice:
+    """A choice among some of the tools."""
+    spec = optional(value, "allowed_tools", dict)
+    if spec is not None:
+        return parsed_within("allowed_tools", parse_allowed_tools, spec)
+    mode = parsed_within("mode", partial(parsed_choice, CHOICE_WORDS), value.get("mode", "auto"))
+    names = parsed_within("tools", partial(parsed_items, parse=parse_tool_name),
+                          value.get("tools"))
+    return ChatChoice(mode, allowed=names)
+
+
+def parse_format(value: Any) -> Optional[ChatFormat]:
+    """``response_format``; None for a plain text."""
+    kind = required(expected(value, dict), "type")
+    if kind == "text":
+        return None
+    if kind not in ("json_object", "json_schema"):
+        raise ChatError("must be one of json_object, json_schema, text", "type")
+    if kind == "json_object":
+        return ChatFormat(kind)
+    spec = required(value, "json_schema", dict)
+    return parsed_within("json_schema", parse_json_schema, spec)
+
+
+def parse_json_schema(spec: Any) -> ChatFormat:
+    """The schema of an answer; one that takes any object is no more than "json_object"."""
+    schema = optional(spec, "schema", dict) or {}
+    parsed_within("schema", checked_json, schema)
+    if is_free_object(schema):
+        return ChatFormat("json_object")
+    return ChatFormat("json_schema", schema, optional(spec, "description", str) or "")
+
+
+# What is understood, and its parser.  "messages" is read by ChatHistory.
+CHAT_FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    "model": parse_model,
+    "max_completion_tokens": parse_tokens,
+    "max_tokens": parse_tokens,
+    "stop": parse_stop,
+    "temperature": partial(parse_number, 2),
+    "top_p": partial(parse_number, 1),
+    "top_k": parse_tokens,
+    "n": parse_count,
+    "stream": lambda value: expected(value, bool),
+    "stream_options": parse_stream_options,
+    "tools": partial(parsed_items, parse=parse_tool),
+    "functions": partial(parsed_items, parse=parse_legacy_function),
+    "tool_choice": parse_tool_choice,
+    "function_call": parse_tool_choice,
+    "parallel_tool_calls": lambda value: expected(value, bool),
+    "response_format": parse_format,
+    "reasoning_effort": partial(parsed_choice, EFFORT_WORDS),
+    "reasoning": parse_reasoning,
+    "thinking": parse_thinking,
+    "output_config": parse_output_config,
+    "safety_identifier": parse_user,
+    "user": parse_user,
+    "modalities": parse_modalities,
+}
+# Nothing is lost where these are left out, or stand at such a value.
+SILENT_FIELDS = frozenset([
+    "messages", "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+])
+NEUTRAL_VALUES = {
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "logprobs": False,
+    "modalities": ["text"],
+    "presence_penalty": 0,
+    "service_tier": "auto",
+    "store": False,
+    "temperature": 1,
+    "top_logprobs": 0,
+    "top_p": 1,
+}
+# A field's name that can stand in a header.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def parse_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field that is understood and not null, parsed.  Raises ChatError."""
+    for name in ("model", "messages"):
+        if values.get(name) is None:
+            raise ChatError("must be given", name, "missing_required_parameter")
+    return {name: parsed_within(name, parse, values[name]) for name, parse in CHAT_FIELDS.items()
+            if values.get(name) is not None}
+
+
+# The rules of models
+
+
+class ModelRules(NamedTuple):
+    """What a model takes (openai-mapping.md 5.1).
+
+    ``thinking`` is "adaptive", "budget", "either", or "" where nothing is to be said of
+    it; ``off`` the type that switches it off, "" where leaving it out does and "effort"
+    where nothing does; ``unasked`` models think when nothing is said.
+    """
+
+    thinking: str = ""
+    off: str = ""
+    unasked: bool = False
+    efforts: tuple[str, ...] = ()
+    sampling: bool = True
+    prefill: bool = True
+    forced: bool = True
+    structured: bool = False
+    # Asked for where the client names no limit, and the most that the model gives.
+    default_tokens: int = 8192
+    most_tokens: int = 32000
+
+
+OTHER_RULES = ModelRules()
+RULES_3_7 = ModelRules(thinking="budget")
+RULES_4_5 = RULES_3_7._replace(structured=True, default_tokens=64000, most_tokens=64000)
+RULES_4_6 = RULES_4_5._replace(
+    thinking="either", efforts=("low", "medium", "high", "max"), prefill=False,
+    default_tokens=128000, most_tokens=128000)
+RULES_4_7 = RULES_4_6._replace(thinking="adaptive", efforts=EFFORTS, sampling=False)
+RULES_5 = RULES_4_7._replace(off="disabled", unasked=True)
+RULES_ALWAYS = RULES_5._replace(off="effort")
+RULES_SONNET_5_5 = RULES_5._replace(off="between_tools", forced=False)
+RULES_NEWEST = RULES_ALWAYS._replace(forced=False)
+# (family, "" for any; since which generation; rules), the first that fits.
+MODEL_RULES = (
+    ("", (5, 6), RULES_NEWEST),
+    ("opus", (5, 5), RULES_NEWEST),
+    ("sonnet", (5, 5), RULES_SONNET_5_5),
+    ("fable", (5, 1), RULES_NEWEST),
+    ("mythos", (5, 1), RULES_NEWEST),
+    ("fable", (0, 0), RULES_ALWAYS),
+    ("mythos", (0, 0), RULES_ALWAYS),
+    ("", (5, 0), RULES_5),
+    ("", (4, 7), RULES_4_7),
+    ("", (4, 6), RULES_4_6),
+    ("", (4, 5), RULES_4_5),
+    ("", FIRST_THINKING, RULES_3_7),
+    ("", (0, 0), OTHER_RULES),
+)
+# Both together are refused from here on.
+ONE_SAMPLING_FIELD = (4, 0)
+
+
+def model_rules(model: str) -> ModelRules:
+    """The rules of a model, from its id alone; an unknown Claude is taken for the newest.
+
+    >>> model_rules("claude-opus-5-5").forced, model_rules("claude-haiku-4-5").thinking
+    (False, 'budget')
+    """
+    generation = model_generation(model)
+    if generation is None:
+        return OTHER_RULES
+    name = model.lower()
+    return next(rules for family, since, rules in MODEL_RULES
+                if family in name and generation >= since)
+
+
+def fitted_effort(effort: str, efforts: Sequence[str]) -> str:
+    """The highest effort of a model that is not above the one asked for.
+
+    >>> fitted_effort("xhigh", ("low", "medium", "high", "max"))
+    'high'
+    """
+    below = EFFORTS[:EFFORTS.index(effort) + 1]
+    return next((known for known in reversed(below) if known in efforts), "")
+
+
+def budget_effort(budget: int) -> str:
+    """The effort that stands for a budget on a model that takes none; "" for none."""
+    return next((effort for least, effort in BUDGET_EFFORTS if budget >= least), "")
+
+
+# The draft
+
+
+class ChatWish(NamedTuple):
+    """What a client wants of thinking: "on", "off" or "" where it says nothing.
+
+    ``budget`` is 0 and ``effort`` "" where none is named; ``raw`` is its own object.
+    """
+
+    mode: str
+    effort: str = ""
+    budget: int = 0
+    display: str = "summarized"
+    raw: Optional[dict] = None
+
+
+def thinking_wish(asked: Mapping[str, Any], suffixed: bool) -> ChatWish:
+    """The wish in raw ``thinking``, which wins, ``reasoning_effort``, ``reasoning``, a suffix."""
+    reasoning = asked.get("reasoning", {})
+    effort = asked.get("reasoning_effort") or reasoning.get("effort", "")
+    display = "omitted" if reasoning.get("exclude") else "summarized"
+    raw = asked.get("thinking")
+    if raw is not None:
+        named = "" if effort == "none" else effort
+        mode = "off" if raw["type"] in ("disabled", "between_tools") else "on"
+        budget = raw["budget_tokens"] if raw["type"] == "enabled" else 0
+        return ChatWish(mode, named, budget, display, raw)
+    if effort == "none":
+        return ChatWish("off")
+    budget = reasoning.get("max_tokens", 0)
+    wanted = effort or budget or suffixed or reasoning.get("enabled")
+    return ChatWish("on" if wanted else "", effort, budget, display)
+
+
+class ChatDraft:
+    """Puts the Messages body together from parsed fields, by the rules of the model.
+
+    Each step adds its members to ``body``; what cannot be said is named in
+    ``ignored``, or said to the model in ``notes``.
+    """
+
+    def __init__(self, asked: Mapping[str, Any], history: ChatHistory, model: str) -> None:
+        self.asked = asked
+        self.history = history
+        self.model, self.suffixed = split_thinking(model)
+        self.rules = model_rules(self.model)
+        self.generation = model_generation(self.model)
+        self.body: Body = {"model": asked["model"], "max_tokens": self._max_tokens()}
+        self.tools: list[ChatTool] = asked.get("tools", []) + asked.get("functions", [])
+        self.legacy = bool(asked.get("functions")) and not asked.get("tools")
+        self.choice: ChatChoice = asked.get("tool_choice") or asked.get(
+            "function_call") or ChatChoice("")
+        self.ignored = set(history.ignored)
+        self.notes: list[str] = []
+        self.json_tool = ""
+
+    def _max_tokens(self) -> int:
+        return self.asked.get("max_completion_tokens") or self.asked.get(
+            "max_tokens") or self.rules.default_tokens
+
+    @property
+    def forces(self) -> bool:
+        """Whether the model must call a tool."""
+        return self.choice.type in FORCED_TOOL_CHOICES
+
+    def drop(self, *names: str) -> None:
+        """Name the fields among these that were given and have no effect."""
+        self.ignored.update(name for name in names if name in self.asked)
+
+    # Messages
+
+    def add_messages(self) -> None:
+        """The turns, with the first a user's, and the last where the model wants that."""
+        history = self.history
+        messages = [turn.message() for turn in history.turns]
+        if not messages:
+            # Only a system prompt: it is what there is to answer.
+            blocks = history.system + history.later_system
+            history.system, history.later_system = [], []
+            messages = [{"role": "user", "content": blocks}]
+            if not blocks:
+                raise ChatError("there is nothing in them to answer", "messages")
+        if messages[0]["role"] == "assistant":
+            messages.insert(0, {"role": "user", "content": [text_block(NOTE_FIRST_TURN)]})
+        if messages[-1]["role"] == "assistant":
+            content = messages[-1]["content"]
+            calls = any(block["type"] == "tool_use" for block in content)
+            if self.rules.prefill and not calls:
+                # The end of a prefill must not be blank.
+                content[-1]["text"] = content[-1]["text"].rstrip()
+            else:
+                messages.append({"role": "user", "content": [text_block(NOTE_CONTINUE)]})
+        self.body["messages"] = messages
+
+    def add_system(self) -> None:
+        """The system prompt.  Notes stand before later messages, so that it can only grow."""
+        history = self.history
+        blocks = history.system + [text_block(note) for note in self.notes] + history.later_system
+        if blocks:
+            self.body["system"] = blocks
+
+    # Tools
+
+    def add_tools(self) -> None:
+        """The tools and what may be called; a history with calls cannot do without them."""
+        if not self.tools:
+            if self.forces or self.choice.allowed is not None:
+                raise ChatError("there are no tools to choose from", self._choice_field())
+            self.choice = ChatChoice("none" if self.history.tool_names else "")
+            self.tools = [ChatTool({"name": name, "input_schema": {"type": "object"}})
+                          for name in self.history.tool_names]
+        self._check_choice()
+        if self.forces and not self.rules.forced:
+            named = self.choice.type == "tool"
+            self.notes.append(NOTE_CALL_TOOL % self.choice.name if named else NOTE_CALL_ANY)
+            self.choice = ChatChoice("auto")
+            self.drop("tool_choice", "function_call")
+
+    def _choice_field(self) -> str:
+        return "tool_choice" if "tool_choice" in self.asked else "function_call"
+
+    def _check_choice(self) -> None:
+        names = {tool.tool["name"] for tool in self.tools}
+        if self.choice.type == "tool" and self.choice.name not in names:
+            raise ChatError("names a tool that is not there", self._choice_field())
+        if self.choice.allowed is not None:
+            allowed = names & set(self.choice.allowed)
+            if not allowed:
+                raise ChatError("names no tool that is there", "tool_choice.allowed_tools.tools")
+            self.tools = [tool for tool in self.tools if tool.tool["name"] in allowed]
+
+    def add_tool_members(self) -> None:
+        """``tools`` and ``tool_choice`` once all is known that takes part in them."""
+        if not self.tools:
+            return
+        self.body["tools"] = [self._spelled_tool(tool) for tool in self.tools]
+        choice: dict = {"type": self.choice.type or "auto"}
+        if self.choice.type == "tool":
+            choice["name"] = self.choice.name
+        single = self.asked.get("parallel_tool_calls") is False or self.legacy or (
+            self.json_tool == self.choice.name != "")
+        if single and self.choice.type != "none":
+            choice["disable_parallel_tool_use"] = True
+        if self.choice.type or single:
+            self.body["tool_choice"] = choice
+
+    def _spelled_tool(self, tool: ChatTool) -> dict:
+        if not tool.strict or not self.rules.structured:
+            return tool.tool
+        return dict(tool.tool, input_schema=trimmed_schema(tool.tool["input_schema"]), strict=True)
+
+    # The answer's format
+
+    def add_format(self) -> None:
+        """Structured output where the model has it, else a tool that takes the answer."""
+        wanted: Optional[ChatFormat] = self.asked.get("response_format")
+        if wanted is None:
+            return
+        if wanted.type == "json_object":
+            self.notes.append(NOTE_JSON_OBJECT)
+        elif self.rules.structured:
+            schema = trimmed_schema(wanted.schema)
+            self._configure("format", {"type": "json_schema", "schema": schema})
+        elif self.forces or wanted.schema.get("type", "object") != "object":
+            self.notes.append(NOTE_JSON_SCHEMA + json_text(wanted.schema))
+        else:
+            self._add_json_tool(wanted)
+
+    def _add_json_tool(self, wanted: ChatFormat) -> None:
+        names = {tool.tool["name"] for tool in self.tools}
+        name = JSON_TOOL
+        while name in names:
+            name += "_"
+        schema = wanted.schema if "type" in wanted.schema else dict(wanted.schema, type="object")
+        # Beside other tools any of them may come first; the answer is the last call.
+        others = self.tools and self.choice.type != "none"
+        self.tools = self.tools + [ChatTool({
+            "name": name,
+            "description": wanted.description or JSON_TOOL_DESCRIPTION,
+            "input_schema": schema,
+        })]
+        self.choice = ChatChoice("any") if others else ChatChoice("tool", name)
+        self.json_tool = name
+
+    def _configure(self, key: str, value: Any) -> None:
+        """Set a member of ``output_config`` that the client did not set itself."""
+        config = self.body.get("output_config", self.asked.get("output_config", {}))
+        self.body["output_config"] = dict({key: value}, **config)
+
+    # Thinking
+
+    def add_thinking(self) -> None:
+        """``thinking`` and effort (openai-mapping.md 5.3), where model and request take it."""
+        if "output_config" in self.asked:
+            self.body.setdefault("output_config", self.asked["output_config"])
+        wish = thinking_wish(self.asked, self.suffixed)
+        if not self.rules.thinking:
+            self._pass_thinking(wish)
+        elif wish.mode == "on":
+            self._think(wish)
+        elif wish.mode == "off":
+            self._think_not(wish)
+        elif self.rules.unasked:
+            self.body["thinking"] = {"type": "adaptive", "display": wish.display}
+        self._withdraw_thinking()
+
+    def _pass_thinking(self, wish: ChatWish) -> None:
+        """Of another vendor's model nothing is known: a raw object passes, all else does not."""
+        if wish.raw is not None and self.generation is None:
+            self.body["thinking"] = wish.raw
+        else:
+            self.drop("thinking")
+        if wish.mode != "off":
+            self.drop("reasoning_effort", "reasoning")
+
+    def _think(self, wish: ChatWish) -> None:
+        adaptive = self.rules.thinking == "adaptive"
+        if self.rules.thinking == "budget" and not wish.effort and not wish.budget:
+            self.body = with_thinking(self.body, self.model)  # contract section 8
+        elif self.rules.thinking == "budget" or wish.budget and not adaptive:
+            self._think_within(wish)
+        else:
+            given = wish.raw is not None and wish.raw["type"] != "enabled"
+            self.body["thinking"] = wish.raw if given else {
+                "type": "adaptive", "display": wish.display}
+            effort = wish.effort or budget_effort(wish.budget)
+            if effort:
+                self._configure("effort", fitted_effort(effort, self.rules.efforts))
+
+    def _think_within(self, wish: ChatWish) -> None:
+        """A budget.  The old ``max_tokens`` meant the visible answer alone, so that it adds."""
+        budget = wish.budget or EFFORT_BUDGETS[wish.effort]
+        total = self.body["max_tokens"]
+        if "max_tokens" in self.asked and "max_completion_tokens" not in self.asked:
+            wanted = total + budget
+            total = max(total, min(wanted, self.rules.most_tokens))
+            budget = budget if total == wanted else min(budget, total - MIN_BUDGET_TOKENS)
+        else:
+            budget = min(budget, total - MIN_BUDGET_TOKENS)
+        if budget < MIN_BUDGET_TOKENS:
+            if not self.suffixed:
+                return
+            budget, total = MIN_BUDGET_TOKENS, 2 * MIN_BUDGET_TOKENS
+        thinking = wish.raw if wish.raw and wish.raw["type"] == "enabled" else {"type": "enabled"}
+        self.body["thinking"] = dict(thinking, budget_tokens=budget)
+        self.body["max_tokens"] = total
+
+    def _think_not(self, wish: ChatWish) -> None:
+        if self.rules.off == "effort":
+            self._configure("effort", "low")
+        elif self.rules.off:
+            given = wish.raw is not None and wish.raw["type"] == self.rules.off
+            self.body["thinking"] = wish.raw if given else {"type": self.rules.off}
+            config = self.body.get("output_config", {})
+            if config.get("effort") in ("xhigh", "max"):
+                self.body["output_config"] = dict(config, effort="high")
+
+    def _withdraw_thinking(self) -> None:
+        """Thinking goes where it would be refused: beside a forced tool, and with a budget
+        in a tool loop whose signed thinking is no longer known."""
+        kind = self.body.get("thinking", {}).get("type")
+        old = self.generation is not None and self.generation <= LAST_WITH_SAMPLING
+        if old and kind is not None and kind != "disabled" and (
+                self.forces or kind == "enabled" and refuses_budget(self.body)):
+            self.body = without_keys(self.body, "thinking")
+        if old and "thinking" not in self.body and thinking_wish(self.asked, False).mode == "on":
+            self.drop("reasoning_effort", "reasoning", "thinking")
+
+    # The rest
+
+    def add_sampling(self) -> None:
+        """Temperature and the like, where the model takes them; up to 4.6 not while thinking."""
+        thinks = self.body.get("thinking", {}).get("type") in ("adaptive", "enabled")
+        known = self.generation is not None
+        taken = {name: self.asked[name] for name in SAMPLING_FIELDS if name in self.asked}
+        if not self.rules.sampling or known and thinks:
+            keeps_top_p = self.rules.sampling and taken.get("top_p", 0) >= 0.95
+            taken = {"top_p": taken["top_p"]} if keeps_top_p else {}
+        elif known and self.generation >= ONE_SAMPLING_FIELD and "temperature" in taken:
+            taken.pop("top_p", None)
+        if "temperature" in taken:
+            taken["temperature"] = min(taken["temperature"], 1)
+        self.body.update(taken)
+        self.drop(*(name for name in SAMPLING_FIELDS if name not in taken and (
+            self.asked.get(name) != NEUTRAL_VALUES.get(name))))
+
+    def add_rest(self, caches: bool) -> None:
+        """Stop sequences, the user, automatic caching, the stream."""
+        if self.asked.get("stop"):
+            self.body["stop_sequences"] = self.asked["stop"]
+        user = self.asked.get("safety_identifier") or self.asked.get("user")
+        if user:
+            self.body["metadata"] = {"user_id": user}
+        marked = self.history.marked or any("cache_control" in tool.tool for tool in self.tools)
+        if caches and not marked:
+            self.body["cache_control"] = {"type": "ephemeral"}
+        self.body["stream"] = True
+
+    def ignored_names(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of all that had no effect: sorted, fit for a header, not too many."""
+        unknown = {name for name, value in values.items()
+                   if value is not None and name not in SILENT_FIELDS
+                   and (name not in CHAT_FIELDS or name == "modalities")
+                   and not is_same_number(NEUTRAL_VALUES.get(name), value)}
+        names = sorted(name for name in unknown | self.ignored if PLAIN_NAME.fullmatch(name))
+        return tuple(names[:MAX_IGNORED_NAMES])
+
+
+def is_same_number(one: Any, other: Any) -> bool:
+    """Whether two values are equal, numbers by value, and of one kind."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def translate_chat(
+    values: Mapping[str, Any],
+    remembered: Callable[[str], Optional[Sequence[dict]]] = lambda tool_id: None,
+    model: str = "",
+    caches: bool = False,
+) -> ChatRequest:
+    """A body of /v1/chat/completions as one of /v1/messages.  Raises ChatError.
+
+    ``remembered`` gives the signed thinking in front of a tool call, if it is known.
+    ``model`` is the id whose rules hold, with its ``-thinking`` suffix if that is
+    wanted, where the client's own is another name for it; the body has the client's.
+    ``caches``: the upstream knows automatic caching, used where the client marked nothing.
+
+    >>> translate_chat({"model": "claude-haiku-4-5", "messages": [
+    ...     {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+    ...     "temperature": 1.5, "seed": 7}) == ChatRequest(
+    ...     {"model": "claude-haiku-4-5", "max_tokens": 64000,
+    ...      "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+    ...      "system": [{"type": "text", "text": "Be brief."}], "temperature": 1,
+    ...      "stream": True},
+    ...     stream=False, include_usage=False, ignored=("seed",), betas=(), json_tool="")
+    True
+    """
+    asked = parse_fields(values)
+    history = ChatHistory(remembered)
+    parsed_within("messages", partial(parsed_items, parse=history.read), values["messages"])
+    draft = ChatDraft(asked, history, model or asked["model"])
+    draft.add_messages()
+    draft.add_tools()
+    draft.add_format()
+    draft.add_tool_members()
+    draft.add_system()
+    draft.add_thinking()
+    draft.add_sampling()
+    draft.add_rest(caches)
+    return ChatRequest(
+        body=draft.body,
+        stream=asked.get("stream", False),
+        include_usage=bool(asked.get("stream_options", {}).get("include_usage")),
+        ignored=draft.ignored_names(values),
+        betas=tuple(sorted(history.betas)),
+        json_tool=draft.json_tool,
+        custom_tools=tuple(tool.tool["name"] for tool in draft.tools if tool.custom),
+        legacy=draft.legacy,
+    )
 
 
 # ---- 16. Engine --------------------------------------------------------------
