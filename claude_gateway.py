@@ -16,8 +16,7 @@ The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
 and returns values; sockets live in 13 and 17; section 20 alone builds the real
 clocks, openers and servers (and wakes itself by a pair of sockets on signals).
-The numbers left out are kept for what is to come: 15 the OpenAI door, 19 the
-dashboard's page.
+The number left out is kept for what is to come: 19 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told
@@ -33,6 +32,7 @@ dashboard's page.
     12 Records and log           one record a request, one line a record
     13 Upstream transport        urllib.request opener with our own pooling handler
     14 Credential renewal        key commands and refresh grants, one at a time an account
+    15 OpenAI door               chat completions up; chunks, completions and errors down
     16 Engine                    routes, the walk of one request, attempts, the relay
     17 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
     18 Demo upstream             honest streams without a key or a network
@@ -7466,6 +7466,635 @@ class Renewal:
             standing.run = None
             self._threads.discard(thread)
         run.done.set()
+
+
+# ---- 15. OpenAI door ---------------------------------------------------------
+
+# -- answers
+
+REFUSED = "The model refused to go on with this request."
+
+FINISH_REASONS = {
+    "end_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "length",
+    "refusal": "content_filter",
+    "stop_sequence": "stop",
+}
+
+# Compact and ASCII, as json.dumps does it, without building an encoder each time.
+CHAT_JSON = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def finish_reason(stop_reason: Any, has_calls: bool) -> str:
+    """Why an answer ended, in OpenAI's words; ``has_calls``: tool calls are in it.
+
+    A reason not known here says nothing about calls, and a call that is not
+    announced would never be made.
+
+    >>> finish_reason("end_turn", False), finish_reason("tool_use", True)
+    ('stop', 'tool_calls')
+    """
+    if isinstance(stop_reason, str) and stop_reason in FINISH_REASONS:
+        return FINISH_REASONS[stop_reason]
+    return "tool_calls" if has_calls else "stop"
+
+
+def refusal_text(stop_details: Any) -> str:
+    """What a refusal says of itself, or a fixed sentence."""
+    told = stop_details.get("explanation") if isinstance(stop_details, dict) else None
+    return told if isinstance(told, str) and told else REFUSED
+
+
+def chat_usage(usage: Any) -> dict:
+    """Token counts in OpenAI's shape: there the prompt holds what was read from a cache.
+
+    An answer made in several rounds (a compaction, a fallback) lists them as
+    ``iterations``, and the counts beside that list are then not the sum.
+
+    >>> chat_usage({"input_tokens": 2, "cache_read_input_tokens": 5, "output_tokens": 3})[
+    ...     "prompt_tokens"]
+    7
+    """
+    usage = usage if isinstance(usage, dict) else {}
+    listed = usage.get("iterations")
+    rounds = [entry for entry in listed if isinstance(entry, dict)] if isinstance(
+        listed, list) else []
+    counts = [Usage() for _ in rounds or [usage]]
+    for count, entry in zip(counts, rounds or [usage]):
+        count.update(entry)
+    read, written = (sum(count.cache_read for count in counts),
+                     sum(count.cache_write for count in counts))
+    prompt = sum(count.input for count in counts) + read + written
+    completion = sum(count.output for count in counts)
+    reasoning = sum(map(thinking_tokens, rounds)) or thinking_tokens(usage)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def thinking_tokens(usage: Mapping[str, Any]) -> int:
+    """How many of the output tokens were thinking, 0 where that is not told."""
+    details = usage.get("output_tokens_details")
+    told = Usage()
+    if isinstance(details, dict):
+        told.update({"output_tokens": details.get("thinking_tokens")})
+    return told.output
+
+
+def is_signed(block: Mapping[str, Any]) -> bool:
+    """Whether a thinking block can be given back to the one who made it."""
+    key = {"thinking": "signature", "redacted_thinking": "data"}.get(block_type(block), "")
+    return isinstance(block.get(key), str) and bool(block[key])
+
+
+def arguments_text(value: Any) -> str:
+    """A tool's whole input as the text that OpenAI calls its arguments.
+
+    What was no JSON when it was collected (:class:`CollectedBlock`) comes out as it was.
+
+    >>> arguments_text({"a": [1]}), arguments_text(None)
+    ('{"a":[1]}', '{}')
+    """
+    if isinstance(value, dict) and list(value) == [CollectedBlock.INVALID_INPUT]:
+        text = value[CollectedBlock.INVALID_INPUT]
+        if isinstance(text, str):
+            return text
+    return "{}" if value is None else json_text(value) or "{}"
+
+
+def custom_input(arguments: str) -> str:
+    """What a custom tool gets: the one string in the arguments that stand for it."""
+    value = json_object(arguments.encode("utf-8", "replace"))
+    text = (value or {}).get("input")
+    return text if isinstance(text, str) else arguments
+
+
+class CallShape(NamedTuple):
+    """How tool calls go down, which is the request's to say.
+
+    ``json_tool`` is the tool whose input is the answer's text (a ``response_format``
+    for models that have none), ``custom`` the names of tools that take bare text,
+    ``old`` says that the request had ``functions``: one call, in another place.
+    """
+
+    json_tool: str = ""
+    custom: Container[str] = frozenset()
+    old: bool = False
+
+    @property
+    def finish(self) -> str:
+        """The finish_reason of an answer that calls."""
+        return "function_call" if self.old else "tool_calls"
+
+
+def begun_call(block: Mapping[str, Any], shape: CallShape, index: int, completion_id: str) -> dict:
+    """Index, id, name and kind of the call in a tool_use block; a missing id is made up.
+
+    Tool results name their call by that id, so it has to be there, and the same
+    however the answer went down.
+    """
+    call_id, name = block.get("id"), block.get("name")
+    name = name if isinstance(name, str) else ""
+    if not isinstance(call_id, str) or not call_id:
+        call_id = "call_%s_%d" % (completion_id, index)
+    return {"index": index, "id": call_id, "name": name, "is_custom": name in shape.custom}
+
+
+def call_delta(call: Mapping[str, Any], shape: CallShape, is_first: bool) -> dict:
+    """The delta of a tool call with nothing in it yet: the first one names the call.
+
+    >>> call_delta({"index": 0, "is_custom": False}, CallShape(), False)
+    {'tool_calls': [{'index': 0, 'function': {'arguments': ''}}]}
+    """
+    if shape.old:
+        named = {"name": call["name"]} if is_first else {}
+        return {"function_call": dict(named, arguments="")}
+    kind, place = ("custom", "input") if call["is_custom"] else ("function", "arguments")
+    said = {"name": call["name"], place: ""} if is_first else {place: ""}
+    named = {"id": call["id"], "type": kind} if is_first else {}
+    return {"tool_calls": [{"index": call["index"], **named, kind: said}]}
+
+
+def texts_of(blocks: Sequence[dict], kind: str, member: str) -> list[str]:
+    """What the blocks of one type say, without those that say nothing."""
+    return [block[member] for block in blocks
+            if block_type(block) == kind and isinstance(block.get(member), str) and block[member]]
+
+
+FENCED = re.compile(r"\s*```(?:json|JSON)?[ \t]*\r?\n(.*?)\r?\n?```\s*", re.DOTALL)
+
+
+def without_fence(text: str) -> str:
+    """JSON without the Markdown fence that models like to put around it.
+
+    >>> without_fence("```json\\n{}\\n```")
+    '{}'
+    """
+    match = FENCED.fullmatch(text)
+    return match.group(1) if match else text
+
+
+def chat_parts(blocks: Sequence[dict], shape: CallShape,
+               completion_id: str) -> tuple[str, list[dict]]:
+    """The text of an answer and its tool calls; the first use of the json_tool is the text."""
+    text = "".join(texts_of(blocks, "text", "text"))
+    calls: list[dict] = []
+    is_answered = False
+    for block in blocks:
+        if block_type(block) != "tool_use":
+            continue
+        call = begun_call(block, shape, len(calls), completion_id)
+        arguments = arguments_text(block.get("input"))
+        if call["name"] and call["name"] == shape.json_tool:
+            text, is_answered = text if is_answered else arguments, True
+        elif call["is_custom"] and not shape.old:
+            calls.append({"id": call["id"], "type": "custom", "custom": {
+                "name": call["name"], "input": custom_input(arguments)}})
+        else:
+            calls.append({"id": call["id"], "type": "function", "function": {
+                "name": call["name"], "arguments": arguments}})
+    return text, calls
+
+
+def chat_completion(message: Mapping[str, Any], completion_id: str, created: int, model: str,
+                    json_tool: str = "", custom_tools: Container[str] = frozenset(),
+                    old_functions: bool = False, json_object_only: bool = False) -> dict:
+    """A whole message as one chat.completion object.
+
+    ``json_object_only``: JSON was asked for, so a fence around it goes.
+
+    >>> message = {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
+    >>> chat_completion(message, "chatcmpl-1", 0, "m")["choices"][0]["message"]
+    {'role': 'assistant', 'content': 'Hi', 'refusal': None}
+    """
+    shape = CallShape(json_tool, custom_tools, old_functions)
+    listed = message.get("content")
+    blocks = [block for block in listed if isinstance(block, dict)] if isinstance(
+        listed, list) else []
+    text, calls = chat_parts(blocks, shape, completion_id)
+    reason = message.get("stop_reason")
+    refusal = refusal_text(message.get("stop_details")) if reason == "refusal" else None
+    content = without_fence(text) if json_object_only else text
+    answer = {"role": "assistant", "content": None if calls and not text else content,
+              "refusal": refusal}
+    thoughts = texts_of(blocks, "thinking", "thinking")
+    if thoughts:
+        answer["reasoning_content"] = "\n\n".join(thoughts)
+    finish = finish_reason(reason, bool(calls))
+    if calls and old_functions:
+        answer["function_call"] = calls[0]["function"]
+    elif calls:
+        answer["tool_calls"] = calls
+    return {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [{"index": 0, "message": answer, "logprobs": None,
+                     "finish_reason": shape.finish if finish == "tool_calls" else finish}],
+        "usage": chat_usage(message.get("usage")),
+        "system_fingerprint": None,
+    }
+
+
+# -- errors
+
+# Anthropic's types to OpenAI's ``type`` and ``code``.  The SDKs take the class of
+# what they raise from the status, and show these two.
+OPENAI_ERRORS: Mapping[str, tuple[str, Optional[str]]] = {
+    "api_error": ("server_error", None),
+    "authentication_error": ("authentication_error", "invalid_api_key"),
+    "billing_error": ("insufficient_quota", "insufficient_quota"),
+    "conflict_error": ("invalid_request_error", None),
+    "invalid_request_error": ("invalid_request_error", None),
+    "not_found_error": ("invalid_request_error", None),
+    "overloaded_error": ("server_error", "overloaded"),
+    "permission_error": ("permission_error", None),
+    "rate_limit_error": ("rate_limit_error", "rate_limit_exceeded"),
+    "request_too_large": ("invalid_request_error", "request_too_large"),
+    "timeout_error": ("server_error", "timeout"),
+}
+# Clients that shorten a conversation when it is too long look for this code.
+TOO_LONG = re.compile(
+    r"prompt is too long|exceeds? (?:the )?(?:model's )?context|maximum context length"
+    r"|context[ _](?:length|window)[ _]exceed", re.IGNORECASE)
+
+
+def told_message(value: Mapping[str, Any]) -> str:
+    """The words of an error: Anthropic's and OpenAI's place for them, then others'."""
+    error = value.get("error")
+    places = [error.get("message") if isinstance(error, dict) else error,
+              value.get("message"), value.get("detail")]
+    return next((text for text in places if isinstance(text, str) and text), "")
+
+
+def openai_status(status: int) -> int:
+    """529 is Anthropic's own; many OpenAI clients retry 503 and do not know it."""
+    return 503 if status == 529 else status
+
+
+def openai_error(status: int, error_type: str, message: str, param: Optional[str] = None,
+                 code: Optional[str] = None) -> dict:
+    """An error in OpenAI's shape; ``error_type`` is Anthropic's, or already OpenAI's.
+
+    >>> openai_error(529, "overloaded_error", "busy")["error"]["type"]
+    'server_error'
+    """
+    usual = "server_error" if status >= 500 else "invalid_request_error"
+    kind, usual_code = OPENAI_ERRORS.get(error_type, (error_type or usual, None))
+    if status == 402 or status in (400, 403, 429) and CREDIT_USED_UP.search(message):
+        kind, usual_code = OPENAI_ERRORS["billing_error"]
+    elif status in (400, 413) and TOO_LONG.search(message):
+        usual_code = "context_length_exceeded"
+    elif status == 404 and "model" in message.lower():
+        usual_code = "model_not_found"
+    elif kind == "server_error" and status < 500:
+        kind = "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param,
+                      "code": usual_code if code is None else code}}
+
+
+def openai_error_of(status: int, body: bytes) -> dict:
+    """The error in an upstream's body, whoever's shape it has, in OpenAI's; its words stay."""
+    value: Any = json_object(body) or {}
+    error = value.get("error")
+    error = error if isinstance(error, dict) else {}
+    told = {name: error[name] for name in ("type", "param", "code")
+            if isinstance(error.get(name), str) and error[name]}
+    message = told_message(value) or "upstream answered with status %d" % status
+    return openai_error(status, told.get("type") or ERROR_TYPES.get(status, ""), message,
+                        told.get("param"), told.get("code"))
+
+
+# -- limits
+
+
+def openai_duration(seconds: float) -> str:
+    """A length of time as OpenAI's headers write it: Go's durations.
+
+    >>> [openai_duration(seconds) for seconds in (0.0, 0.25, 12.0, 360.0, 3661.2)]
+    ['0s', '250ms', '12s', '6m0s', '1h1m2s']
+    """
+    if 0 < seconds < 1:
+        return "%dms" % max(1, math.ceil(seconds * 1000))
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    spelt = "%dh" % hours if hours else ""
+    return spelt + ("%dm" % minutes if hours or minutes else "") + "%ds" % rest
+
+
+def openai_rate_headers(limits: Mapping[str, RateLimit]) -> list[tuple[str, str]]:
+    """``x-ratelimit-*`` pairs for what an upstream told of its limits (:func:`rate_limits`)."""
+    pairs = []
+    for name in ("requests", "tokens"):
+        known = limits.get(name, RateLimit())
+        for member, value in (("limit", known.limit), ("remaining", known.remaining)):
+            if value is not None:
+                pairs.append(("x-ratelimit-%s-%s" % (member, name), "%d" % value))
+        if known.reset_in is not None:
+            pairs.append(("x-ratelimit-reset-" + name, openai_duration(known.reset_in)))
+    return pairs
+
+
+# -- chunks
+
+# The event stream of a chat answer has no names of events, only data; comments are
+# skipped by both SDK families, so a comment is what keeps the connection alive.
+PING_COMMENT = b": ping\n\n"
+CHAT_DONE = b"data: [DONE]\n\n"
+
+
+class ChatCall:
+    """One tool call while the pieces of its arguments come.
+
+    ``head`` and ``tail`` are the bytes around a piece; ``own`` is the input that its
+    block began with, which holds where no piece comes.  ``is_custom`` pieces are
+    JSON around the text that is wanted: they go down at the end, as that text.
+    """
+
+    __slots__ = ("_head", "_tail", "_own", "_said", "_kept")
+
+    def __init__(self, head: bytes, tail: bytes, own: Any, is_custom: bool) -> None:
+        self._head = head
+        self._tail = tail
+        self._own = own
+        self._said = False
+        self._kept: Optional[list[str]] = [] if is_custom else None
+
+    def feed(self, delta: dict) -> bytes:
+        """The frame of one input_json_delta."""
+        piece = delta.get("partial_json")
+        if delta.get("type") != "input_json_delta" or not isinstance(piece, str) or not piece:
+            return b""
+        if not self._said:
+            self._said = not piece.isspace()
+        if self._kept is not None:
+            self._kept.append(piece)
+            return b""
+        return self._frame(piece)
+
+    def close(self) -> bytes:
+        """The frame that is due at the end of the block, if any."""
+        text = "" if self._said else arguments_text(self._own)
+        if self._kept is not None:
+            text = custom_input(text or "".join(self._kept))
+        return self._frame(text) if text else b""
+
+    def _frame(self, text: str) -> bytes:
+        return self._head + CHAT_JSON(text).encode("ascii") + self._tail
+
+
+class ChatStream:
+    """Message stream events in, chat.completion.chunk frames out.
+
+    ``complete`` is true once ``message_stop`` or an error has passed, and nothing
+    comes out of ``feed`` from then on: what is due is ``finish()``, or without it
+    ``error()``.  Either is right after the other, and says nothing twice.
+    ``failure`` is the error event, where one came.  An event that should be known
+    and is no JSON at all is an error, too: what lacks a piece must not look whole.
+
+    >>> chat = ChatStream("chatcmpl-1", 0, "m", False)
+    >>> _ = chat.feed(SseEvent("message_start", b'{"message": {}}'))
+    >>> _ = chat.feed(SseEvent("content_block_start", b'{"index":0,"content_block":{"type":"text"}}'))
+    >>> data = b'{"index":0,"delta":{"type":"text_delta","text":"Hi"}}'
+    >>> json.loads(chat.feed(SseEvent("content_block_delta", data))[5:])["choices"][0]["delta"]
+    {'content': 'Hi'}
+    """
+
+    def __init__(self, completion_id: str, created: int, model: str, include_usage: bool,
+                 json_tool: str = "", custom_tools: Container[str] = frozenset(),
+                 old_functions: bool = False) -> None:
+        self.complete = False
+        self.content_started = False
+        self.failure: Optional[dict] = None
+        self.stop_reason = ""
+        self.usage = Usage()
+        self.tool_ids: list[str] = []
+        self._shape = CallShape(json_tool, custom_tools, old_functions)
+        self._ended = False
+        self._begun = False
+        self._completion_id = completion_id
+        self._include_usage = include_usage
+        self._told_usage: dict = {}
+        self._stop_details: Any = None
+        self._blocks: dict[int, Callable[[dict], bytes]] = {}
+        self._calls: dict[int, ChatCall] = {}
+        self._calls_count = 0
+        self._thinking: list[CollectedBlock] = []
+        self._thought_last: Optional[CollectedBlock] = None
+        # Text beside the answer of a json_tool would spoil it: kept until the end,
+        # and None once that answer has begun.
+        self._kept_text: Optional[list[str]] = []
+        self._prepare(completion_id, created, model)
+
+    def _prepare(self, completion_id: str, created: int, model: str) -> None:
+        """The bytes that are the same in every frame."""
+        begin = {"id": completion_id, "object": "chat.completion.chunk", "created": created,
+                 "model": model, "system_fingerprint": None}
+        self._begin = b"data: " + CHAT_JSON(begin).encode("ascii")[:-1]
+        usage = b',"usage":null' if self._include_usage else b""
+        self._head = self._begin + b',"choices":[{"index":0,"delta":'
+        self._end = b"}]" + usage + b"}\n\n"
+        self._tail = b',"logprobs":null,"finish_reason":null' + self._end
+        self._text_head = self._head + b'{"content":'
+        self._text_tail = b"}" + self._tail
+        self._thinking_head = self._head + b'{"reasoning_content":'
+
+    @property
+    def thinking_blocks(self) -> list[dict]:
+        """The signed thinking blocks so far, to be given back with the calls' results."""
+        return [value for value in (block.value() for block in self._thinking)
+                if is_signed(value)]
+
+    def feed(self, event: SseEvent) -> bytes:
+        """The frames of one event; b"" for none."""
+        take = self.TAKERS.get(event.type)
+        if take is None or self.complete:
+            return b""
+        value = event_object(event)
+        if value is None:
+            if event.type not in ("message_stop", "error"):
+                told = "a %s event of the upstream's stream is not a JSON object" % event.type
+                value = {"error": {"type": "api_error", "message": told}}
+                take = ChatStream._take_error
+            else:
+                value = {}
+        return take(self, value)
+
+    def finish(self) -> bytes:
+        """What ends a complete stream: the usage where it was asked for, ``[DONE]``."""
+        if self._ended or not self.complete:
+            return b""
+        self._ended = True
+        if not self._include_usage:
+            return CHAT_DONE
+        usage = CHAT_JSON(chat_usage(self._told_usage)).encode("ascii")
+        return self._begin + b',"choices":[],"usage":' + usage + b"}\n\n" + CHAT_DONE
+
+    def error(self, status: int, error_type: str, message: str) -> bytes:
+        """The frames that end a broken stream; of a whole one, those that end it well."""
+        if self.complete:
+            return self.finish()
+        self.complete = self._ended = True
+        body = openai_error(status, error_type, message)
+        return b"data: " + CHAT_JSON(body).encode("ascii") + b"\n\n" + CHAT_DONE
+
+    def _delta(self, delta: dict) -> bytes:
+        return self._head + CHAT_JSON(delta).encode("ascii") + self._tail
+
+    def _role(self) -> bytes:
+        """The first frame says who speaks, and no other does."""
+        if self._begun:
+            return b""
+        self._begun = True
+        return self._delta({"role": "assistant", "content": ""})
+
+    def _take_message_start(self, value: dict) -> bytes:
+        message = value.get("message")
+        if isinstance(message, dict) and not self._begun:
+            self._take_usage(message.get("usage"))
+        return self._role()
+
+    def _take_usage(self, usage: Any) -> None:
+        """Counts are cumulative: what comes replaces what was."""
+        overlay(self._told_usage, usage)
+        self.usage.update(usage)
+
+    def _take_block_start(self, value: dict) -> bytes:
+        self.content_started = True
+        index, block = value.get("index"), value.get("content_block")
+        if type(index) is not int or not isinstance(block, dict):
+            return b""
+        role, closed = self._role(), self._close_call(index)
+        self._blocks.pop(index, None)
+        kind = block_type(block)
+        if kind == "text":
+            self._blocks[index] = self._text_delta
+            return role + closed + self._text_delta(dict(block, type="text_delta"))
+        if kind in ("thinking", "redacted_thinking"):
+            return role + closed + self._start_thinking(index, block)
+        if kind == "tool_use":
+            return role + closed + self._start_call(index, block)
+        return role + closed
+
+    def _take_block_delta(self, value: dict) -> bytes:
+        index, delta = value.get("index"), value.get("delta")
+        take = self._blocks.get(index) if type(index) is int else None
+        return take(delta) if take is not None and isinstance(delta, dict) else b""
+
+    def _text_delta(self, delta: dict) -> bytes:
+        text = delta.get("text")
+        if delta.get("type") != "text_delta" or not isinstance(text, str) or not text:
+            return b""
+        if self._shape.json_tool:
+            if self._kept_text is not None:
+                self._kept_text.append(text)
+            return b""
+        return self._text_head + CHAT_JSON(text).encode("ascii") + self._text_tail
+
+    def _start_thinking(self, index: int, block: dict) -> bytes:
+        thought = CollectedBlock(block)
+        self._thinking.append(thought)
+        if block_type(block) != "thinking":
+            return b""
+        self._blocks[index] = partial(self._thinking_delta, thought)
+        return self._thinking_text(thought, block.get("thinking"))
+
+    def _thinking_delta(self, thought: CollectedBlock, delta: dict) -> bytes:
+        thought.feed(delta)
+        if delta.get("type") != "thinking_delta":
+            return b""
+        return self._thinking_text(thought, delta.get("thinking"))
+
+    def _thinking_text(self, thought: CollectedBlock, text: Any) -> bytes:
+        """A piece of thinking; between the thoughts of two blocks is an empty line."""
+        if not isinstance(text, str) or not text:
+            return b""
+        if thought is not self._thought_last:
+            text = text if self._thought_last is None else "\n\n" + text
+            self._thought_last = thought
+        return self._thinking_head + CHAT_JSON(text).encode("ascii") + self._text_tail
+
+    def _start_call(self, index: int, block: dict) -> bytes:
+        call = begun_call(block, self._shape, self._calls_count, self._completion_id)
+        if call["name"] and call["name"] == self._shape.json_tool:
+            if self._kept_text is None:
+                return b""  # a second answer behind the first would spoil both
+            self._kept_text = None
+            self._open(index, ChatCall(self._text_head, self._text_tail, block.get("input"), False))
+            return b""
+        if self._shape.old and self._calls_count:
+            return b""
+        self._calls_count += 1
+        self.tool_ids.append(call["id"])
+        delta = call_delta(call, self._shape, True)
+        again = CHAT_JSON(call_delta(call, self._shape, False)).encode("ascii")
+        # The one empty string in it is the place of the pieces.
+        before, _, after = again.rpartition(b'""')
+        self._open(index, ChatCall(self._head + before, after + self._tail, block.get("input"),
+                                   call["is_custom"]))
+        return self._delta(delta)
+
+    def _open(self, index: int, call: ChatCall) -> None:
+        self._calls[index] = call
+        self._blocks[index] = call.feed
+
+    def _take_block_stop(self, value: dict) -> bytes:
+        index = value.get("index")
+        if type(index) is not int:
+            return b""
+        self._blocks.pop(index, None)
+        return self._close_call(index)
+
+    def _close_call(self, index: int) -> bytes:
+        call = self._calls.pop(index, None)
+        return call.close() if call is not None else b""
+
+    def _take_message_delta(self, value: dict) -> bytes:
+        self._take_usage(value.get("usage"))
+        delta = value.get("delta")
+        if isinstance(delta, dict):
+            if isinstance(delta.get("stop_reason"), str):
+                self.stop_reason = delta["stop_reason"][:MAX_TOLD_CHARS]
+            self._stop_details = delta.get("stop_details") or self._stop_details
+        return b""
+
+    def _take_message_stop(self, value: dict) -> bytes:
+        self.complete = True
+        frames = [self._role(), *map(self._close_call, sorted(self._calls))]
+        if self._kept_text:
+            frames.append(self._delta({"content": "".join(self._kept_text)}))
+        if self.stop_reason == "refusal":
+            frames.append(self._delta({"refusal": refusal_text(self._stop_details)}))
+        reason = finish_reason(self.stop_reason, bool(self._calls_count))
+        last = CHAT_JSON(self._shape.finish if reason == "tool_calls" else reason)
+        frames.append(self._head + b'{},"logprobs":null,"finish_reason":' + last.encode("ascii")
+                      + self._end)
+        return b"".join(frames)
+
+    def _take_error(self, value: dict) -> bytes:
+        self.failure = value
+        error = value.get("error")
+        error = error if isinstance(error, dict) else {}
+        kind = error.get("type") if isinstance(error.get("type"), str) else "api_error"
+        return self.error(STATUS_OF_TYPE.get(kind, 500), kind, told_message(value)
+                          or "the upstream ended its stream with an error")
+
+    TAKERS: Mapping[str, Callable[["ChatStream", dict], bytes]] = {
+        "message_start": _take_message_start,
+        "content_block_start": _take_block_start,
+        "content_block_delta": _take_block_delta,
+        "content_block_stop": _take_block_stop,
+        "message_delta": _take_message_delta,
+        "message_stop": _take_message_stop,
+        "error": _take_error,
+    }
 
 
 # ---- 16. Engine --------------------------------------------------------------
