@@ -7681,8 +7681,9 @@ def chat_completion(message: Mapping[str, Any], completion_id: str, created: int
     reason = message.get("stop_reason")
     refusal = refusal_text(message.get("stop_details")) if reason == "refusal" else None
     content = without_fence(text) if json_object_only else text
-    answer = {"role": "assistant", "content": None if calls and not text else content,
-              "refusal": refusal}
+    answer: dict[str, Any] = {
+        "role": "assistant", "content": None if calls and not text else content,
+        "refusal": refusal}
     thoughts = texts_of(blocks, "thinking", "thinking")
     if thoughts:
         answer["reasoning_content"] = "\n\n".join(thoughts)
@@ -7861,7 +7862,8 @@ class ChatStream:
 
     >>> chat = ChatStream("chatcmpl-1", 0, "m", False)
     >>> _ = chat.feed(SseEvent("message_start", b'{"message": {}}'))
-    >>> _ = chat.feed(SseEvent("content_block_start", b'{"index":0,"content_block":{"type":"text"}}'))
+    >>> data = b'{"index":0,"content_block":{"type":"text"}}'
+    >>> _ = chat.feed(SseEvent("content_block_start", data))
     >>> data = b'{"index":0,"delta":{"type":"text_delta","text":"Hi"}}'
     >>> json.loads(chat.feed(SseEvent("content_block_delta", data))[5:])["choices"][0]["delta"]
     {'content': 'Hi'}
@@ -8081,8 +8083,8 @@ class ChatStream:
     def _take_error(self, value: dict) -> bytes:
         self.failure = value
         error = value.get("error")
-        error = error if isinstance(error, dict) else {}
-        kind = error.get("type") if isinstance(error.get("type"), str) else "api_error"
+        told = error.get("type") if isinstance(error, dict) else None
+        kind = told if isinstance(told, str) else "api_error"
         return self.error(STATUS_OF_TYPE.get(kind, 500), kind, told_message(value)
                           or "the upstream ended its stream with an error")
 
