@@ -7854,11 +7854,12 @@ class ChatCall:
 class ChatStream:
     """Message stream events in, chat.completion.chunk frames out.
 
-    ``complete`` is true once ``message_stop`` or an error has passed, and nothing
-    comes out of ``feed`` from then on: what is due is ``finish()``, or without it
-    ``error()``.  Either is right after the other, and says nothing twice.
-    ``failure`` is the error event, where one came.  An event that should be known
-    and is no JSON at all is an error, too: what lacks a piece must not look whole.
+    Once ``message_stop`` or an error has passed ``complete`` is true, and ``feed``
+    gives nothing any more: ``finish()`` then gives the end.  Where the stream ends
+    without that, ``error()`` does.  To call one after the other, or twice, is safe:
+    the end is said once, and ``[DONE]`` is the last of it, as OpenAI's own is.
+    ``failure`` is the error event, where one came.  A known event that is no JSON
+    is an error, too: what lacks a piece must not look whole.
 
     >>> chat = ChatStream("chatcmpl-1", 0, "m", False)
     >>> _ = chat.feed(SseEvent("message_start", b'{"message": {}}'))
@@ -7868,6 +7869,8 @@ class ChatStream:
     >>> json.loads(chat.feed(SseEvent("content_block_delta", data))[5:])["choices"][0]["delta"]
     {'content': 'Hi'}
     """
+
+    NAME_SAYS_ALL = frozenset(["error", "message_stop"])
 
     def __init__(self, completion_id: str, created: int, model: str, include_usage: bool,
                  json_tool: str = "", custom_tools: Container[str] = frozenset(),
@@ -7881,6 +7884,7 @@ class ChatStream:
         self._shape = CallShape(json_tool, custom_tools, old_functions)
         self._ended = False
         self._begun = False
+        self._fed_bytes = 0
         self._completion_id = completion_id
         self._include_usage = include_usage
         self._told_usage: dict = {}
@@ -7919,15 +7923,16 @@ class ChatStream:
         take = self.TAKERS.get(event.type)
         if take is None or self.complete:
             return b""
+        # Thinking and custom calls are kept: what came bounds what is kept.
+        self._fed_bytes += len(event.data)
+        if self._fed_bytes > MAX_COLLECTED_BYTES:
+            return self._broken("the upstream's stream is larger than %d bytes"
+                                % MAX_COLLECTED_BYTES)
         value = event_object(event)
-        if value is None:
-            if event.type not in ("message_stop", "error"):
-                told = "a %s event of the upstream's stream is not a JSON object" % event.type
-                value = {"error": {"type": "api_error", "message": told}}
-                take = ChatStream._take_error
-            else:
-                value = {}
-        return take(self, value)
+        if value is None and event.type not in self.NAME_SAYS_ALL:
+            return self._broken("a %s event of the upstream's stream is not a JSON object"
+                                % event.type)
+        return take(self, value or {})
 
     def finish(self) -> bytes:
         """What ends a complete stream: the usage where it was asked for, ``[DONE]``."""
@@ -7946,6 +7951,10 @@ class ChatStream:
         self.complete = self._ended = True
         body = openai_error(status, error_type, message)
         return b"data: " + CHAT_JSON(body).encode("ascii") + b"\n\n" + CHAT_DONE
+
+    def _broken(self, message: str) -> bytes:
+        return self._take_error({"type": "error",
+                                 "error": {"type": "api_error", "message": message}})
 
     def _delta(self, delta: dict) -> bytes:
         return self._head + CHAT_JSON(delta).encode("ascii") + self._tail

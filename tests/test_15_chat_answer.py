@@ -6,6 +6,7 @@ import random
 import sys
 import time
 import unittest
+from unittest import mock
 
 import claude_gateway as gw
 from tests.support import error_body
@@ -431,6 +432,16 @@ class EndTest(unittest.TestCase):
                 self.assertIn(name, frames[0]["error"]["message"])
                 self.assertTrue(chat.complete and chat.failure)
 
+    def test_an_endless_stream_is_ended(self):
+        """What is kept for the end, or for the next request, has a bound."""
+        data = stream_of([started(), *block_events(0, THINKING, *[thought_delta("hm")] * 9), *ended()])
+        for bound, is_whole in ((len(data), True), (500, False)):
+            with mock.patch.object(gw, "MAX_COLLECTED_BYTES", bound):
+                chat = new_stream()
+                out = relayed([data], chat)
+            self.assertEqual((chat.complete, chat.failure is None), (True, is_whole))
+            self.assertEqual((b'"finish_reason":"stop"' in out, out.count(DONE)), (is_whole, 1))
+
     def test_the_two_whose_name_says_all_need_no_json(self):
         stop = new_stream()
         self.assertIn(b'"finish_reason":"stop"', stop.feed(gw.SseEvent("message_stop", b"")))
@@ -538,6 +549,8 @@ class CompletionTest(unittest.TestCase):
     def test_input_that_was_no_json_is_told_as_it_was(self):
         call = self.answer(tool(input={"INVALID_JSON": '{"a": un'}))["tool_calls"][0]
         self.assertEqual(call["function"]["arguments"], '{"a": un')
+        call = self.answer(tool(input={"INVALID_JSON": 5}))["tool_calls"][0]
+        self.assertEqual(call["function"]["arguments"], '{"INVALID_JSON":5}')
 
     def test_a_fence_goes_where_json_was_asked_for(self):
         for text in ('```json\n{"a": 1}\n```', '```\n{"a": 1}\n```', ' ```json\r\n{"a": 1}\r\n```\n', '{"a": 1}'):
