@@ -32,7 +32,7 @@ The number left out is kept for what is to come: 19 the dashboard's page.
     12 Records and log           one record a request, one line a record
     13 Upstream transport        urllib.request opener with our own pooling handler
     14 Credential renewal        key commands and refresh grants, one at a time an account
-    15 OpenAI door               chat completions in terms of Messages: requests
+    15 OpenAI door               chat completions up; chunks, completions and errors down
     16 Engine                    routes, the walk of one request, attempts, the relay
     17 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
     18 Demo upstream             honest streams without a key or a network
@@ -2126,8 +2126,12 @@ class StreamTracker:
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        for event in self._decoder.feed(data):
+        for event in self.events(data):
             self.look(event)
+
+    def events(self, data: bytes) -> list[SseEvent]:
+        """The events that ``data`` completes, for who looks at them, too."""
+        return self._decoder.feed(data)
 
     def look(self, event: SseEvent) -> None:
         """Look at one event."""
@@ -8469,7 +8473,7 @@ def parse_tool(tool: Any) -> ChatTool:
             else parse_function(tool, tool))
 
 
-def described(tool: Mapping[str, Any], spec: Mapping[str, Any], schema: dict) -> dict:
+def described_tool(tool: Mapping[str, Any], spec: Mapping[str, Any], schema: dict) -> dict:
     """A tool with name, description and schema, and the mark that the client put on it."""
     made: dict = {"name": required(spec, "name")}
     description = optional(spec, "description", str)
@@ -8488,12 +8492,12 @@ def parse_function(tool: Mapping[str, Any], spec: Mapping[str, Any]) -> ChatTool
     elif "type" not in schema:
         schema = dict(schema, type="object")
     parsed_within("parameters", checked_json, schema)
-    return ChatTool(described(tool, spec, schema), bool(optional(spec, "strict", bool)))
+    return ChatTool(described_tool(tool, spec, schema), bool(optional(spec, "strict", bool)))
 
 
 def parse_custom(tool: Mapping[str, Any], spec: Mapping[str, Any]) -> ChatTool:
     """A tool that is called with a text: an object with that text alone."""
-    return ChatTool(described(tool, spec, CUSTOM_TOOL_SCHEMA), custom=True)
+    return ChatTool(described_tool(tool, spec, CUSTOM_TOOL_SCHEMA), custom=True)
 
 
 def parse_legacy_function(spec: Any) -> ChatTool:
@@ -9054,6 +9058,644 @@ def translate_chat(
     )
 
 
+# -- answers
+
+REFUSED = "The model refused to go on with this request."
+
+FINISH_REASONS = {
+    "end_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "length",
+    "refusal": "content_filter",
+    "stop_sequence": "stop",
+}
+
+# Compact and ASCII, as json.dumps does it, without building an encoder each time.
+CHAT_JSON = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def finish_reason(stop_reason: Any, has_calls: bool) -> str:
+    """Why an answer ended, in OpenAI's words; ``has_calls``: tool calls are in it.
+
+    A reason not known here says nothing about calls, and a call that is not
+    announced would never be made.
+
+    >>> finish_reason("end_turn", False), finish_reason("tool_use", True)
+    ('stop', 'tool_calls')
+    """
+    if isinstance(stop_reason, str) and stop_reason in FINISH_REASONS:
+        return FINISH_REASONS[stop_reason]
+    return "tool_calls" if has_calls else "stop"
+
+
+def refusal_text(stop_details: Any) -> str:
+    """What a refusal says of itself, or a fixed sentence."""
+    told = stop_details.get("explanation") if isinstance(stop_details, dict) else None
+    return told if isinstance(told, str) and told else REFUSED
+
+
+def chat_usage(usage: Any) -> dict:
+    """Token counts in OpenAI's shape: there the prompt holds what was read from a cache.
+
+    An answer made in several rounds (a compaction, a fallback) lists them as
+    ``iterations``, and the counts beside that list are then not the sum.
+
+    >>> chat_usage({"input_tokens": 2, "cache_read_input_tokens": 5, "output_tokens": 3})[
+    ...     "prompt_tokens"]
+    7
+    """
+    usage = usage if isinstance(usage, dict) else {}
+    listed = usage.get("iterations")
+    rounds = [entry for entry in listed if isinstance(entry, dict)] if isinstance(
+        listed, list) else []
+    counts = [Usage() for _ in rounds or [usage]]
+    for count, entry in zip(counts, rounds or [usage]):
+        count.update(entry)
+    read, written = (sum(count.cache_read for count in counts),
+                     sum(count.cache_write for count in counts))
+    prompt = sum(count.input for count in counts) + read + written
+    completion = sum(count.output for count in counts)
+    reasoning = sum(map(thinking_tokens, rounds)) or thinking_tokens(usage)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def thinking_tokens(usage: Mapping[str, Any]) -> int:
+    """How many of the output tokens were thinking, 0 where that is not told."""
+    details = usage.get("output_tokens_details")
+    told = Usage()
+    if isinstance(details, dict):
+        told.update({"output_tokens": details.get("thinking_tokens")})
+    return told.output
+
+
+def is_signed(block: Mapping[str, Any]) -> bool:
+    """Whether a thinking block can be given back to the one who made it."""
+    key = {"thinking": "signature", "redacted_thinking": "data"}.get(block_type(block), "")
+    return isinstance(block.get(key), str) and bool(block[key])
+
+
+def arguments_text(value: Any) -> str:
+    """A tool's whole input as the text that OpenAI calls its arguments.
+
+    What was no JSON when it was collected (:class:`CollectedBlock`) comes out as it was.
+
+    >>> arguments_text({"a": [1]}), arguments_text(None)
+    ('{"a":[1]}', '{}')
+    """
+    if isinstance(value, dict) and list(value) == [CollectedBlock.INVALID_INPUT]:
+        text = value[CollectedBlock.INVALID_INPUT]
+        if isinstance(text, str):
+            return text
+    return "{}" if value is None else json_text(value) or "{}"
+
+
+def custom_input(arguments: str) -> str:
+    """What a custom tool gets: the one string in the arguments that stand for it."""
+    value = json_object(arguments.encode("utf-8", "replace"))
+    text = (value or {}).get("input")
+    return text if isinstance(text, str) else arguments
+
+
+class CallShape(NamedTuple):
+    """How tool calls go down, which is the request's to say.
+
+    ``json_tool`` is the tool whose input is the answer's text (a ``response_format``
+    for models that have none), ``custom`` the names of tools that take bare text,
+    ``old`` says that the request had ``functions``: one call, in another place.
+    """
+
+    json_tool: str = ""
+    custom: Container[str] = frozenset()
+    old: bool = False
+
+    @property
+    def finish(self) -> str:
+        """The finish_reason of an answer that calls."""
+        return "function_call" if self.old else "tool_calls"
+
+
+def begun_call(block: Mapping[str, Any], shape: CallShape, index: int, completion_id: str) -> dict:
+    """Index, id, name and kind of the call in a tool_use block; a missing id is made up.
+
+    Tool results name their call by that id, so it has to be there, and the same
+    however the answer went down.
+    """
+    call_id, name = block.get("id"), block.get("name")
+    name = name if isinstance(name, str) else ""
+    if not isinstance(call_id, str) or not call_id:
+        call_id = "call_%s_%d" % (completion_id, index)
+    return {"index": index, "id": call_id, "name": name, "is_custom": name in shape.custom}
+
+
+def call_delta(call: Mapping[str, Any], shape: CallShape, is_first: bool) -> dict:
+    """The delta of a tool call with nothing in it yet: the first one names the call.
+
+    >>> call_delta({"index": 0, "is_custom": False}, CallShape(), False)
+    {'tool_calls': [{'index': 0, 'function': {'arguments': ''}}]}
+    """
+    if shape.old:
+        named = {"name": call["name"]} if is_first else {}
+        return {"function_call": dict(named, arguments="")}
+    kind, place = ("custom", "input") if call["is_custom"] else ("function", "arguments")
+    said = {"name": call["name"], place: ""} if is_first else {place: ""}
+    named = {"id": call["id"], "type": kind} if is_first else {}
+    return {"tool_calls": [{"index": call["index"], **named, kind: said}]}
+
+
+def texts_of(blocks: Sequence[dict], kind: str, member: str) -> list[str]:
+    """What the blocks of one type say, without those that say nothing."""
+    return [block[member] for block in blocks
+            if block_type(block) == kind and isinstance(block.get(member), str) and block[member]]
+
+
+FENCED = re.compile(r"\s*```(?:json|JSON)?[ \t]*\r?\n(.*?)\r?\n?```\s*", re.DOTALL)
+
+
+def without_fence(text: str) -> str:
+    """JSON without the Markdown fence that models like to put around it.
+
+    >>> without_fence("```json\\n{}\\n```")
+    '{}'
+    """
+    match = FENCED.fullmatch(text)
+    return match.group(1) if match else text
+
+
+def chat_parts(blocks: Sequence[dict], shape: CallShape,
+               completion_id: str) -> tuple[str, list[dict]]:
+    """The text of an answer and its tool calls; the first use of the json_tool is the text."""
+    text = "".join(texts_of(blocks, "text", "text"))
+    calls: list[dict] = []
+    is_answered = False
+    for block in blocks:
+        if block_type(block) != "tool_use":
+            continue
+        call = begun_call(block, shape, len(calls), completion_id)
+        arguments = arguments_text(block.get("input"))
+        if call["name"] and call["name"] == shape.json_tool:
+            text, is_answered = text if is_answered else arguments, True
+        elif call["is_custom"] and not shape.old:
+            calls.append({"id": call["id"], "type": "custom", "custom": {
+                "name": call["name"], "input": custom_input(arguments)}})
+        else:
+            calls.append({"id": call["id"], "type": "function", "function": {
+                "name": call["name"], "arguments": arguments}})
+    return text, calls
+
+
+def chat_completion(message: Mapping[str, Any], completion_id: str, created: int, model: str,
+                    json_tool: str = "", custom_tools: Container[str] = frozenset(),
+                    old_functions: bool = False, json_object_only: bool = False) -> dict:
+    """A whole message as one chat.completion object.
+
+    ``json_object_only``: JSON was asked for, so a fence around it goes.
+
+    >>> message = {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
+    >>> chat_completion(message, "chatcmpl-1", 0, "m")["choices"][0]["message"]
+    {'role': 'assistant', 'content': 'Hi', 'refusal': None}
+    """
+    shape = CallShape(json_tool, custom_tools, old_functions)
+    listed = message.get("content")
+    blocks = [block for block in listed if isinstance(block, dict)] if isinstance(
+        listed, list) else []
+    text, calls = chat_parts(blocks, shape, completion_id)
+    reason = message.get("stop_reason")
+    refusal = refusal_text(message.get("stop_details")) if reason == "refusal" else None
+    content = without_fence(text) if json_object_only else text
+    answer: dict[str, Any] = {
+        "role": "assistant", "content": None if calls and not text else content,
+        "refusal": refusal}
+    thoughts = texts_of(blocks, "thinking", "thinking")
+    if thoughts:
+        answer["reasoning_content"] = "\n\n".join(thoughts)
+    finish = finish_reason(reason, bool(calls))
+    if calls and old_functions:
+        answer["function_call"] = calls[0]["function"]
+    elif calls:
+        answer["tool_calls"] = calls
+    return {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [{"index": 0, "message": answer, "logprobs": None,
+                     "finish_reason": shape.finish if finish == "tool_calls" else finish}],
+        "usage": chat_usage(message.get("usage")),
+        "system_fingerprint": None,
+    }
+
+
+# -- errors
+
+# Anthropic's types to OpenAI's ``type`` and ``code``.  The SDKs take the class of
+# what they raise from the status, and show these two.
+OPENAI_ERRORS: Mapping[str, tuple[str, Optional[str]]] = {
+    "api_error": ("server_error", None),
+    "authentication_error": ("authentication_error", "invalid_api_key"),
+    "billing_error": ("insufficient_quota", "insufficient_quota"),
+    "conflict_error": ("invalid_request_error", None),
+    "invalid_request_error": ("invalid_request_error", None),
+    "not_found_error": ("invalid_request_error", None),
+    "overloaded_error": ("server_error", "overloaded"),
+    "permission_error": ("permission_error", None),
+    "rate_limit_error": ("rate_limit_error", "rate_limit_exceeded"),
+    "request_too_large": ("invalid_request_error", "request_too_large"),
+    "timeout_error": ("server_error", "timeout"),
+}
+# Clients that shorten a conversation when it is too long look for this code.
+TOO_LONG = re.compile(
+    r"prompt is too long|exceeds? (?:the )?(?:model's )?context|maximum context length"
+    r"|context[ _](?:length|window)[ _]exceed", re.IGNORECASE)
+
+
+def told_message(value: Mapping[str, Any]) -> str:
+    """The words of an error: Anthropic's and OpenAI's place for them, then others'."""
+    error = value.get("error")
+    places = [error.get("message") if isinstance(error, dict) else error,
+              value.get("message"), value.get("detail")]
+    return next((text for text in places if isinstance(text, str) and text), "")
+
+
+def openai_status(status: int) -> int:
+    """529 is Anthropic's own; many OpenAI clients retry 503 and do not know it."""
+    return 503 if status == 529 else status
+
+
+def openai_error(status: int, error_type: str, message: str, param: Optional[str] = None,
+                 code: Optional[str] = None) -> dict:
+    """An error in OpenAI's shape; ``error_type`` is Anthropic's, or already OpenAI's.
+
+    >>> openai_error(529, "overloaded_error", "busy")["error"]["type"]
+    'server_error'
+    """
+    usual = "server_error" if status >= 500 else "invalid_request_error"
+    kind, usual_code = OPENAI_ERRORS.get(error_type, (error_type or usual, None))
+    if status == 402 or status in (400, 403, 429) and CREDIT_USED_UP.search(message):
+        kind, usual_code = OPENAI_ERRORS["billing_error"]
+    elif status in (400, 413) and TOO_LONG.search(message):
+        usual_code = "context_length_exceeded"
+    elif status == 404 and "model" in message.lower():
+        usual_code = "model_not_found"
+    elif kind == "server_error" and status < 500:
+        kind = "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param,
+                      "code": usual_code if code is None else code}}
+
+
+def openai_error_of(status: int, body: bytes) -> dict:
+    """The error in an upstream's body, whoever's shape it has, in OpenAI's; its words stay."""
+    value: Any = json_object(body) or {}
+    error = value.get("error")
+    error = error if isinstance(error, dict) else {}
+    told = {name: error[name] for name in ("type", "param", "code")
+            if isinstance(error.get(name), str) and error[name]}
+    message = told_message(value) or "upstream answered with status %d" % status
+    return openai_error(status, told.get("type") or ERROR_TYPES.get(status, ""), message,
+                        told.get("param"), told.get("code"))
+
+
+# -- limits
+
+
+def openai_duration(seconds: float) -> str:
+    """A length of time as OpenAI's headers write it: Go's durations.
+
+    >>> [openai_duration(seconds) for seconds in (0.0, 0.25, 12.0, 360.0, 3661.2)]
+    ['0s', '250ms', '12s', '6m0s', '1h1m2s']
+    """
+    if 0 < seconds < 1:
+        return "%dms" % max(1, math.ceil(seconds * 1000))
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    spelt = "%dh" % hours if hours else ""
+    return spelt + ("%dm" % minutes if hours or minutes else "") + "%ds" % rest
+
+
+def openai_rate_headers(limits: Mapping[str, RateLimit]) -> list[tuple[str, str]]:
+    """``x-ratelimit-*`` pairs for what an upstream told of its limits (:func:`rate_limits`)."""
+    pairs = []
+    for name in ("requests", "tokens"):
+        known = limits.get(name, RateLimit())
+        for member, value in (("limit", known.limit), ("remaining", known.remaining)):
+            if value is not None:
+                pairs.append(("x-ratelimit-%s-%s" % (member, name), "%d" % value))
+        if known.reset_in is not None:
+            pairs.append(("x-ratelimit-reset-" + name, openai_duration(known.reset_in)))
+    return pairs
+
+
+# -- chunks
+
+# The event stream of a chat answer has no names of events, only data; comments are
+# skipped by both SDK families, so a comment is what keeps the connection alive.
+PING_COMMENT = b": ping\n\n"
+CHAT_DONE = b"data: [DONE]\n\n"
+
+
+class CallFrames:
+    """One tool call while the pieces of its arguments come.
+
+    ``head`` and ``tail`` are the bytes around a piece; ``own`` is the input that its
+    block began with, which holds where no piece comes.  ``is_custom`` pieces are
+    JSON around the text that is wanted: they go down at the end, as that text.
+    """
+
+    __slots__ = ("_head", "_tail", "_own", "_said", "_kept")
+
+    def __init__(self, head: bytes, tail: bytes, own: Any, is_custom: bool) -> None:
+        self._head = head
+        self._tail = tail
+        self._own = own
+        self._said = False
+        self._kept: Optional[list[str]] = [] if is_custom else None
+
+    def feed(self, delta: dict) -> bytes:
+        """The frame of one input_json_delta."""
+        piece = delta.get("partial_json")
+        if delta.get("type") != "input_json_delta" or not isinstance(piece, str) or not piece:
+            return b""
+        if not self._said:
+            self._said = not piece.isspace()
+        if self._kept is not None:
+            self._kept.append(piece)
+            return b""
+        return self._frame(piece)
+
+    def close(self) -> bytes:
+        """The frame that is due at the end of the block, if any."""
+        text = "" if self._said else arguments_text(self._own)
+        if self._kept is not None:
+            text = custom_input(text or "".join(self._kept))
+        return self._frame(text) if text else b""
+
+    def _frame(self, text: str) -> bytes:
+        return self._head + CHAT_JSON(text).encode("ascii") + self._tail
+
+
+class ChatStream:
+    """Message stream events in, chat.completion.chunk frames out.
+
+    Once ``message_stop`` or an error has passed ``complete`` is true, and ``feed``
+    gives nothing any more: ``finish()`` then gives the end.  Where the stream ends
+    without that, ``error()`` does.  To call one after the other, or twice, is safe:
+    the end is said once, and ``[DONE]`` is the last of it, as OpenAI's own is.
+    ``failure`` is the error event, where one came.  A known event that is no JSON
+    is an error, too: what lacks a piece must not look whole.
+
+    >>> chat = ChatStream("chatcmpl-1", 0, "m", False)
+    >>> _ = chat.feed(SseEvent("message_start", b'{"message": {}}'))
+    >>> data = b'{"index":0,"content_block":{"type":"text"}}'
+    >>> _ = chat.feed(SseEvent("content_block_start", data))
+    >>> data = b'{"index":0,"delta":{"type":"text_delta","text":"Hi"}}'
+    >>> json.loads(chat.feed(SseEvent("content_block_delta", data))[5:])["choices"][0]["delta"]
+    {'content': 'Hi'}
+    """
+
+    NAME_SAYS_ALL = frozenset(["error", "message_stop"])
+
+    def __init__(self, completion_id: str, created: int, model: str, include_usage: bool,
+                 json_tool: str = "", custom_tools: Container[str] = frozenset(),
+                 old_functions: bool = False) -> None:
+        self.complete = False
+        self.content_started = False
+        self.failure: Optional[dict] = None
+        self.stop_reason = ""
+        self.usage = Usage()
+        self.tool_ids: list[str] = []
+        self._shape = CallShape(json_tool, custom_tools, old_functions)
+        self._ended = False
+        self._begun = False
+        self._fed_bytes = 0
+        self._completion_id = completion_id
+        self._include_usage = include_usage
+        self._told_usage: dict = {}
+        self._stop_details: Any = None
+        self._blocks: dict[int, Callable[[dict], bytes]] = {}
+        self._calls: dict[int, CallFrames] = {}
+        self._calls_count = 0
+        self._thinking: list[CollectedBlock] = []
+        self._thought_last: Optional[CollectedBlock] = None
+        # Text beside the answer of a json_tool would spoil it: kept until the end,
+        # and None once that answer has begun.
+        self._kept_text: Optional[list[str]] = []
+        self._prepare(completion_id, created, model)
+
+    def _prepare(self, completion_id: str, created: int, model: str) -> None:
+        """The bytes that are the same in every frame."""
+        begin = {"id": completion_id, "object": "chat.completion.chunk", "created": created,
+                 "model": model, "system_fingerprint": None}
+        self._begin = b"data: " + CHAT_JSON(begin).encode("ascii")[:-1]
+        usage = b',"usage":null' if self._include_usage else b""
+        self._head = self._begin + b',"choices":[{"index":0,"delta":'
+        self._end = b"}]" + usage + b"}\n\n"
+        self._tail = b',"logprobs":null,"finish_reason":null' + self._end
+        self._text_head = self._head + b'{"content":'
+        self._text_tail = b"}" + self._tail
+        self._thinking_head = self._head + b'{"reasoning_content":'
+
+    @property
+    def thinking_blocks(self) -> list[dict]:
+        """The signed thinking blocks so far, to be given back with the calls' results."""
+        return [value for value in (block.value() for block in self._thinking)
+                if is_signed(value)]
+
+    def feed(self, event: SseEvent) -> bytes:
+        """The frames of one event; b"" for none."""
+        take = self.TAKERS.get(event.type)
+        if take is None or self.complete:
+            return b""
+        # Thinking and custom calls are kept: what came bounds what is kept.
+        self._fed_bytes += len(event.data)
+        if self._fed_bytes > MAX_COLLECTED_BYTES:
+            return self._broken("the upstream's stream is larger than %d bytes"
+                                % MAX_COLLECTED_BYTES)
+        value = event_object(event)
+        if value is None and event.type not in self.NAME_SAYS_ALL:
+            return self._broken("a %s event of the upstream's stream is not a JSON object"
+                                % event.type)
+        return take(self, value or {})
+
+    def finish(self) -> bytes:
+        """What ends a complete stream: the usage where it was asked for, ``[DONE]``."""
+        if self._ended or not self.complete:
+            return b""
+        self._ended = True
+        if not self._include_usage:
+            return CHAT_DONE
+        usage = CHAT_JSON(chat_usage(self._told_usage)).encode("ascii")
+        return self._begin + b',"choices":[],"usage":' + usage + b"}\n\n" + CHAT_DONE
+
+    def error(self, status: int, error_type: str, message: str) -> bytes:
+        """The frames that end a broken stream; of a whole one, those that end it well."""
+        if self.complete:
+            return self.finish()
+        self.complete = self._ended = True
+        body = openai_error(status, error_type, message)
+        return b"data: " + CHAT_JSON(body).encode("ascii") + b"\n\n" + CHAT_DONE
+
+    def _broken(self, message: str) -> bytes:
+        return self._take_error({"type": "error",
+                                 "error": {"type": "api_error", "message": message}})
+
+    def _delta(self, delta: dict) -> bytes:
+        return self._head + CHAT_JSON(delta).encode("ascii") + self._tail
+
+    def _role(self) -> bytes:
+        """The first frame says who speaks, and no other does."""
+        if self._begun:
+            return b""
+        self._begun = True
+        return self._delta({"role": "assistant", "content": ""})
+
+    def _take_message_start(self, value: dict) -> bytes:
+        message = value.get("message")
+        if isinstance(message, dict) and not self._begun:
+            self._take_usage(message.get("usage"))
+        return self._role()
+
+    def _take_usage(self, usage: Any) -> None:
+        """Counts are cumulative: what comes replaces what was."""
+        overlay(self._told_usage, usage)
+        self.usage.update(usage)
+
+    def _take_block_start(self, value: dict) -> bytes:
+        self.content_started = True
+        index, block = value.get("index"), value.get("content_block")
+        if type(index) is not int or not isinstance(block, dict):
+            return b""
+        role, closed = self._role(), self._close_call(index)
+        self._blocks.pop(index, None)
+        kind = block_type(block)
+        if kind == "text":
+            self._blocks[index] = self._text_delta
+            return role + closed + self._text_delta(dict(block, type="text_delta"))
+        if kind in ("thinking", "redacted_thinking"):
+            return role + closed + self._start_thinking(index, block)
+        if kind == "tool_use":
+            return role + closed + self._start_call(index, block)
+        return role + closed
+
+    def _take_block_delta(self, value: dict) -> bytes:
+        index, delta = value.get("index"), value.get("delta")
+        take = self._blocks.get(index) if type(index) is int else None
+        return take(delta) if take is not None and isinstance(delta, dict) else b""
+
+    def _text_delta(self, delta: dict) -> bytes:
+        text = delta.get("text")
+        if delta.get("type") != "text_delta" or not isinstance(text, str) or not text:
+            return b""
+        if self._shape.json_tool:
+            if self._kept_text is not None:
+                self._kept_text.append(text)
+            return b""
+        return self._text_head + CHAT_JSON(text).encode("ascii") + self._text_tail
+
+    def _start_thinking(self, index: int, block: dict) -> bytes:
+        thought = CollectedBlock(block)
+        self._thinking.append(thought)
+        if block_type(block) != "thinking":
+            return b""
+        self._blocks[index] = partial(self._thinking_delta, thought)
+        return self._thinking_text(thought, block.get("thinking"))
+
+    def _thinking_delta(self, thought: CollectedBlock, delta: dict) -> bytes:
+        thought.feed(delta)
+        if delta.get("type") != "thinking_delta":
+            return b""
+        return self._thinking_text(thought, delta.get("thinking"))
+
+    def _thinking_text(self, thought: CollectedBlock, text: Any) -> bytes:
+        """A piece of thinking; between the thoughts of two blocks is an empty line."""
+        if not isinstance(text, str) or not text:
+            return b""
+        if thought is not self._thought_last:
+            text = text if self._thought_last is None else "\n\n" + text
+            self._thought_last = thought
+        return self._thinking_head + CHAT_JSON(text).encode("ascii") + self._text_tail
+
+    def _start_call(self, index: int, block: dict) -> bytes:
+        call = begun_call(block, self._shape, self._calls_count, self._completion_id)
+        if call["name"] and call["name"] == self._shape.json_tool:
+            if self._kept_text is None:
+                return b""  # a second answer behind the first would spoil both
+            self._kept_text = None
+            self._open(index, CallFrames(self._text_head, self._text_tail, block.get("input"), False))
+            return b""
+        if self._shape.old and self._calls_count:
+            return b""
+        self._calls_count += 1
+        self.tool_ids.append(call["id"])
+        delta = call_delta(call, self._shape, True)
+        again = CHAT_JSON(call_delta(call, self._shape, False)).encode("ascii")
+        # The one empty string in it is the place of the pieces.
+        before, _, after = again.rpartition(b'""')
+        self._open(index, CallFrames(self._head + before, after + self._tail, block.get("input"),
+                                   call["is_custom"]))
+        return self._delta(delta)
+
+    def _open(self, index: int, call: CallFrames) -> None:
+        self._calls[index] = call
+        self._blocks[index] = call.feed
+
+    def _take_block_stop(self, value: dict) -> bytes:
+        index = value.get("index")
+        if type(index) is not int:
+            return b""
+        self._blocks.pop(index, None)
+        return self._close_call(index)
+
+    def _close_call(self, index: int) -> bytes:
+        call = self._calls.pop(index, None)
+        return call.close() if call is not None else b""
+
+    def _take_message_delta(self, value: dict) -> bytes:
+        self._take_usage(value.get("usage"))
+        delta = value.get("delta")
+        if isinstance(delta, dict):
+            if isinstance(delta.get("stop_reason"), str):
+                self.stop_reason = delta["stop_reason"][:MAX_TOLD_CHARS]
+            self._stop_details = delta.get("stop_details") or self._stop_details
+        return b""
+
+    def _take_message_stop(self, value: dict) -> bytes:
+        self.complete = True
+        frames = [self._role(), *map(self._close_call, sorted(self._calls))]
+        if self._kept_text:
+            frames.append(self._delta({"content": "".join(self._kept_text)}))
+        if self.stop_reason == "refusal":
+            frames.append(self._delta({"refusal": refusal_text(self._stop_details)}))
+        reason = finish_reason(self.stop_reason, bool(self._calls_count))
+        last = CHAT_JSON(self._shape.finish if reason == "tool_calls" else reason)
+        frames.append(self._head + b'{},"logprobs":null,"finish_reason":' + last.encode("ascii")
+                      + self._end)
+        return b"".join(frames)
+
+    def _take_error(self, value: dict) -> bytes:
+        self.failure = value
+        error = value.get("error")
+        told = error.get("type") if isinstance(error, dict) else None
+        kind = told if isinstance(told, str) else "api_error"
+        return self.error(STATUS_OF_TYPE.get(kind, 500), kind, told_message(value)
+                          or "the upstream ended its stream with an error")
+
+    TAKERS: Mapping[str, Callable[["ChatStream", dict], bytes]] = {
+        "message_start": _take_message_start,
+        "content_block_start": _take_block_start,
+        "content_block_delta": _take_block_delta,
+        "content_block_stop": _take_block_stop,
+        "message_delta": _take_message_delta,
+        "message_stop": _take_message_stop,
+        "error": _take_error,
+    }
+
+
 # ---- 16. Engine --------------------------------------------------------------
 
 
@@ -9076,9 +9718,7 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     "/v1/models": {"GET": Route("models", "answer_models", open=True)},
     "/v1/models/claude": {"GET": Route("models", "answer_models", open=True)},
     "/v1/providers": {"GET": Route("providers", "answer_providers", open=True)},
-    # The OpenAI door is section 8's; until it stands it must not fall through
-    # to the passage below, which would speak another protocol.
-    "/v1/chat/completions": {"POST": Route("chat_completions", "answer_not_served")},
+    "/v1/chat/completions": {"POST": Route("chat_completions", "forward_chat")},
 }
 # Those that are answered with a message, whose accounts they speak for.
 MESSAGE_ROUTES = frozenset(["messages", "chat_completions"])
@@ -9143,18 +9783,32 @@ class Door:
     stream_type = "text/event-stream"
     # Whether the client wants no stream although one is asked for.
     collects = False
+    # Headers of the client that mean nothing upstream, by how they begin.
+    dropped_prefixes: tuple[str, ...] = ()
+    passes_query = True
+    # Told to the client beside who answered.
+    headers: Sequence[tuple[str, str]] = ()
 
     def refusal(self, error: GatewayError, request_id: str) -> dict:
         """The body of an error of ours."""
         return anthropic_error(error.type, error.message, request_id)
 
-    def passed_on(self, response: HttpResponse, limits: Mapping[str, RateLimit]) -> HttpResponse:
+    def passed_on(self, response: HttpResponse, wall_now: float) -> HttpResponse:
         """An upstream's answer as the client is to see it."""
         return response
 
-    def message(self, message: dict) -> dict:
-        """A whole message."""
+    def message(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message that was collected."""
         return message
+
+    def whole(self, body: bytes, message: Mapping[str, Any]) -> bytes:
+        """A message that came whole: its bytes, and what they say."""
+        return body
+
+    def credentials(self, provider: Provider,
+                    own: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """The client's own credential as a provider takes it."""
+        return own
 
     def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
               is_messages: bool) -> RelayBody:
@@ -9167,6 +9821,103 @@ class Door:
 
 
 MESSAGES_DOOR = Door()
+CHAT_PATH = "/v1/chat/completions"
+
+
+class ChatDoor(Door):
+    """The words of OpenAI's chat completions (section 15), for one request.
+
+    ``chat`` is None until the request has been understood.
+    """
+
+    ping = PING_COMMENT
+    stream_type = "text/event-stream; charset=utf-8"
+    dropped_prefixes = ("openai-",)
+    passes_query = False
+
+    def __init__(self, completion_id: str, created: int, memory: ToolMemory,
+                 chat: Optional[ChatRequest] = None, wants_json: bool = False) -> None:
+        self._completion_id = completion_id
+        self._created = created
+        self._memory = memory
+        self._chat = chat
+        self._wants_json = wants_json
+        self.collects = chat is not None and not chat.stream
+        if chat is not None and chat.ignored:
+            self.headers = [("X-Gateway-Ignored", ", ".join(chat.ignored))]
+
+    def understood(self, chat: ChatRequest, wants_json: bool) -> ChatDoor:
+        """The same door for the request that it turned out to be."""
+        return ChatDoor(self._completion_id, self._created, self._memory, chat, wants_json)
+
+    def refusal(self, error: GatewayError, request_id: str) -> dict:
+        """The body of an error of ours; ChatError knows the field at fault."""
+        return openai_error(error.status, error.type, error.message,
+                            getattr(error, "param", None) or None,
+                            getattr(error, "code", None) or None)
+
+    def passed_on(self, response: HttpResponse, wall_now: float) -> HttpResponse:
+        """An answer with OpenAI's limit headers; an error in its shape, under its status."""
+        response.headers.extend(openai_rate_headers(
+            rate_limits(Headers(response.headers), wall_now)))
+        if response.status < 400 or not isinstance(response.body, bytes):
+            return response
+        told = openai_error_of(response.status, response.body)
+        is_unpaid = told["error"]["code"] == "insufficient_quota"
+        status = 402 if is_unpaid else openai_status(response.status)
+        pairs = pairs_without(response.headers, ("content-type",))
+        return json_response(status, told, pairs).then(response.close)
+
+    def message(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message as a chat.completion; its signed thinking is kept for the next turn."""
+        assert self._chat is not None
+        blocks = [block for block in message.get("content") or () if isinstance(block, dict)]
+        calls = [block["id"] for block in blocks
+                 if block.get("type") == "tool_use" and isinstance(block.get("id"), str)]
+        self.remember(calls, [block for block in blocks if is_signed(block)])
+        return chat_completion(
+            message, self._completion_id, self._created, self._chat.body["model"],
+            self._chat.json_tool, self._chat.custom_tools, self._chat.legacy, self._wants_json)
+
+    def whole(self, body: bytes, message: Mapping[str, Any]) -> bytes:
+        """A message that came whole although a stream was asked for."""
+        if not self.collects:
+            raise UpstreamMalformed("upstream answered without the stream that was asked for")
+        return plain_json(self.message(message))
+
+    def credentials(self, provider: Provider,
+                    own: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """OpenAI's SDKs put any key into Authorization; an API key goes where it is taken.
+
+        Anthropic's OAuth tokens, which are Bearer there, too, say what they are.
+        """
+        def taken(name: str, value: str) -> tuple[str, str]:
+            key = bearer_credential(value) if name.lower() == "authorization" else ""
+            if provider.credential_header != "x-api-key" or not key or "-oat" in key[:16]:
+                return name, value
+            return "x-api-key", key
+
+        return [taken(name, value) for name, value in own]
+
+    def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+              is_messages: bool) -> RelayBody:
+        """Chunks, made of a stream that we can read."""
+        if not is_messages:
+            raise UpstreamMalformed("upstream answered with a stream that cannot be read")
+        assert self._chat is not None
+        chat = ChatStream(self._completion_id, self._created, self._chat.body["model"],
+                          self._chat.include_usage, self._chat.json_tool,
+                          self._chat.custom_tools, self._chat.legacy)
+        return ChatBody(exchange, upstream, lease, chat, self.remember)
+
+    def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
+        """Keep the signed thinking before tool calls: chat clients cannot send it back."""
+        if tool_ids and blocks:
+            self._memory.remember(tool_ids, blocks)
+
+    def last_words(self, error: Mapping[str, Any]) -> bytes:
+        """An error within a stream, and its end."""
+        return b"data: " + plain_json(error) + b"\n\n" + CHAT_DONE
 
 
 class Exchange:
@@ -9193,6 +9944,7 @@ class Exchange:
         self.body: Optional[Body] = None
         self.spell: Callable[[Body], bytes] = plain_json
         self.edits: list[str] = []
+        self.betas: tuple[str, ...] = ()
         self.door: Door = MESSAGES_DOOR
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
@@ -9381,6 +10133,7 @@ class Engine:
         self._served = Served(config)
         self._rates = RequestRates(monotonic)
         self._calibration = TokenCalibration()
+        self._tool_memory = ToolMemory()
 
     @property
     def config(self) -> Config:
@@ -9421,7 +10174,11 @@ class Engine:
         offered = request.headers.get("x-request-id")
         request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
-        return Exchange(request, request_id, record, self._monotonic(), self._served)
+        exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
+        if exchange.path == CHAT_PATH:
+            exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
+                                     self._tool_memory)
+        return exchange
 
     def _walk(self, exchange: Exchange) -> HttpResponse:
         """Contract section 6: route, guard, credentials, then the route's handler."""
@@ -9566,19 +10323,11 @@ class Engine:
             return self.forward_as_it_is(exchange)
         return json_response(200, {})
 
-    def answer_not_served(self, exchange: Exchange) -> HttpResponse:
-        """A route of the contract that this version has not got yet."""
-        raise RequestError(404, "%s is not served by version %s" % (exchange.path, __version__))
-
     # -- forwarded
 
     def forward_message(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/messages and its count_tokens."""
-        self._check_rate(exchange)
-        headers = exchange.request.headers
-        if "content-length" not in headers and "transfer-encoding" not in headers:
-            raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
-        document = parse_message_request(self._body(exchange))
+        document = parse_message_request(self._needed_body(exchange))
         body = exchange.body = document.values()
         exchange.spell = document.spelled
         model = exchange.record.model = body["model"]
@@ -9604,6 +10353,34 @@ class Engine:
             return self._answer_estimate(exchange, counted_as)
         response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
         return self._answer_estimate(exchange, counted_as) if has_no_count(response) else response
+
+    def forward_chat(self, exchange: Exchange) -> HttpResponse:
+        """POST /v1/chat/completions: the same engine behind another door (section 15)."""
+        try:
+            values = JsonDocument.parse(self._needed_body(exchange)).values()
+        except ValueError as error:
+            raise RequestError(400, "invalid JSON: %s" % error) from None
+        chat = translate_chat(values, self._tool_memory.recall)
+        wanted = values.get("response_format")
+        assert isinstance(exchange.door, ChatDoor)
+        exchange.door = exchange.door.understood(
+            chat, isinstance(wanted, dict) and wanted.get("type") == "json_object")
+        exchange.body, exchange.betas = chat.body, chat.betas
+        model = exchange.record.model = chat.body["model"]
+        if chat.stream:
+            self._keep_alive(exchange)
+        providers = candidate_providers(exchange.served.config, model)
+        bodies = {provider.name: self._prepared(exchange, chat.body, provider, "never")
+                  for provider in providers}
+        return self._attempts(exchange, Plan(providers, model, "/v1/messages", bodies))
+
+    def _needed_body(self, exchange: Exchange) -> bytes:
+        """The body of a request that must have one, from a key that may make it now."""
+        self._check_rate(exchange)
+        headers = exchange.request.headers
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
+        return self._body(exchange)
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
@@ -9811,18 +10588,22 @@ class Engine:
         target = provider.base_url.prefix + exchange.plan.path
         query = "&".join(part for part in request.query.split("&")
                          if not exchange.holds_key(part))
-        if query:
+        if query and exchange.door.passes_query:
             target += "?" + query
         pairs = upstream_headers(
             request.headers,
             provider.base_url.authority,
             None if sent.body is None else len(sent.body),
-            lease.credentials() if lease.account else exchange.own_credentials,
-            provider.betas._replace(drop=provider.betas.drop + sent.drop_betas),
+            lease.credentials() if lease.account else exchange.door.credentials(
+                provider, exchange.own_credentials),
+            BetaRule(provider.betas.add + exchange.betas, provider.betas.drop + sent.drop_betas),
             provider.headers,
         )
+        dropped = exchange.door.dropped_prefixes
         call = UpstreamCall(request.method, provider, target,
-                            [pair for pair in pairs if not exchange.holds_key(pair[1])],
+                            [pair for pair in pairs if not (
+                                exchange.holds_key(pair[1])
+                                or pair[0].lower().startswith(dropped))],
                             sent.body or b"", exchange.served.config.timeouts, exchange.watch)
         call.may_resend = exchange.may_resend
         try:
@@ -9968,6 +10749,7 @@ class Engine:
             wait = exchange.attempts.ready_in()
             if wait < math.inf:
                 response.headers.append(("retry-after", retry_after_text(wait)))
+        response = exchange.door.passed_on(response, self._wall_clock())
         response.headers.extend(told_of(exchange, lease))
         return response
 
@@ -9983,8 +10765,9 @@ class Engine:
             return self._collected(exchange, lease, upstream)
         if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
-            note_answer(exchange.record, checked_answer(upstream.headers, whole))
-            return whole_answer(lease, upstream, whole)
+            message = checked_answer(upstream.headers, whole)
+            note_answer(exchange.record, message)
+            return whole_answer(lease, upstream, exchange.door.whole(whole, message))
         is_messages = is_stream and exchange.record.route in MESSAGE_ROUTES and upstream.readable
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
@@ -9999,6 +10782,9 @@ class Engine:
         if is_stream:
             headers = pairs_without(headers, ("cache-control", "x-accel-buffering"))
             headers.extend(STREAM_HEADERS)
+            if exchange.door is not MESSAGES_DOOR:
+                headers = pairs_without(headers, ("content-type",))
+                headers.append(("Content-Type", exchange.door.stream_type))
         self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
         return HttpResponse(upstream.status, headers, body, None if is_stream else upstream.length,
@@ -10212,6 +10998,41 @@ class RelayBody:
                 record.ended = "upstream_broke"
 
 
+class ChatBody(RelayBody):
+    """A relayed stream of messages as chat.completion chunks."""
+
+    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+                 chat: ChatStream, remember: Callable[[Sequence[str], Sequence[dict]], None]
+                 ) -> None:
+        super().__init__(exchange, upstream, lease, True)
+        self._chat = chat
+        self._remember = remember
+
+    def _translated(self, chunk: bytes) -> bytes:
+        """The frames for the events in the next bytes."""
+        tracker = self._tracker
+        assert tracker is not None
+        frames = []
+        for event in tracker.events(chunk):
+            tracker.look(event)
+            frames.append(self._chat.feed(event))
+        return b"".join(frames)
+
+    def _observe(self, chunk: bytes) -> None:
+        """It was looked at when it was translated."""
+
+    def _ending(self) -> bytes:
+        """The last chunks; an event that was too large to be read is missing from them."""
+        if not self._chat.complete:
+            return self._chat.error(502, "api_error", "an event of the upstream was too large")
+        self._remember(self._chat.tool_ids, self._chat.thinking_blocks)
+        return self._chat.finish()
+
+    def _broken(self, error: UpstreamError) -> bytes:
+        """Frames are always whole: the error is the next one."""
+        return self._chat.error(error.status, error.type, error.message)
+
+
 def allowed_methods(routes: Mapping[str, Route]) -> str:
     """The Allow header's value for a path."""
     methods = list(routes)
@@ -10282,7 +11103,7 @@ def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
         pairs.append(("X-Account-Email", lease.account.name))
     if exchange.record.mapped_model:
         pairs.append(("X-Mapped-Model", exchange.record.mapped_model))
-    return pairs
+    return [*pairs, *exchange.door.headers]
 
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:

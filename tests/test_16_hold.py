@@ -17,7 +17,7 @@ from tests.running import JSON_TYPE
 START, CONTENT = good_events("a")[:2]
 OVERLOADED = support.error_body("overloaded_error", "busy \u2026")
 ERROR_EVENT = support.sse_event(OVERLOADED)
-PING = gw.Heartbeat.PING
+PING = gw.MESSAGES_DOOR.ping
 # The head goes soon, and the first ping one second after it.
 EARLY = {"stream": {"hold_seconds": 0.15, "ping_seconds": 1}}
 

@@ -116,6 +116,10 @@ def auth_token(key):
     return {"ANTHROPIC_AUTH_TOKEN": key}
 
 
+def openai_key(key):
+    return {"OPENAI_API_KEY": key}
+
+
 class ClaudeCode:
     """The command-line client in print mode, each time as if started for the first time on this machine."""
 
@@ -165,7 +169,10 @@ class SdkProgram:
 
     def run(self, base_url, credentials, case="create"):
         environment = bare_environment(
-            self.folder, ANTHROPIC_BASE_URL=base_url, **dict(self.environment, **credentials)
+            self.folder,
+            ANTHROPIC_BASE_URL=base_url,
+            OPENAI_BASE_URL=base_url + "/v1",
+            **dict(self.environment, **credentials)
         )
         return run(self.command + [case], environment, self.folder)
 
@@ -184,6 +191,16 @@ def python_sdk(folder, name):
 def typescript_sdk(folder):
     modules = installed("sdk-typescript", "node_modules")
     return SdkProgram(folder, [on_path("node"), program("typescript_sdk.cjs")], {"NODE_PATH": modules})
+
+
+def openai_python_sdk(folder, name, **environment):
+    interpreter = installed(name, "bin", "python")
+    return SdkProgram(folder, [interpreter, program("openai_sdk.py")], environment)
+
+
+def openai_typescript_sdk(folder, **environment):
+    modules = installed("openai-typescript", "node_modules")
+    return SdkProgram(folder, [on_path("node"), program("openai_sdk.cjs")], dict(environment, NODE_PATH=modules))
 
 
 def credentials_in(request):

@@ -11,6 +11,9 @@ python_sdk_old="anthropic==0.42.0" # the first with models and count_tokens outs
 python_sdk_old_httpx="httpx==0.27.2" # 0.42.0 passes an argument that httpx 0.28 took away
 python_sdk_x_api_key="anthropic==0.125.0" # the last one before 1.0, speaks 2023-06-01
 python_sdk_current="anthropic==2.11.0"
+openai_python_old="openai==1.109.1" # the last one before 2.0
+openai_python_current="openai==3.52.0"
+openai_typescript="openai@6.49.0"
 
 dir="${1:-${CLAUDE_GATEWAY_CLIENTS:-${TMPDIR:-/tmp}/claude_gateway_clients}}"
 mkdir -p "$dir"
@@ -55,6 +58,9 @@ install_npm sdk-typescript "$typescript_sdk"
 install_python sdk-python-old "$python_sdk_old" "$python_sdk_old_httpx"
 install_python sdk-python-0.125 "$python_sdk_x_api_key"
 install_python sdk-python-current "$python_sdk_current"
+install_npm openai-typescript "$openai_typescript"
+install_python openai-python-old "$openai_python_old"
+install_python openai-python-current "$openai_python_current"
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
 # client has to say its version.
@@ -72,3 +78,8 @@ version sdk-typescript node -p 'require("@anthropic-ai/sdk/version").VERSION'
 for name in sdk-python-old sdk-python-0.125 sdk-python-current; do
   version "$name" "$dir/$name/bin/python" -c 'import anthropic; print(anthropic.__version__)'
 done
+for name in openai-python-old openai-python-current; do
+  version "$name" "$dir/$name/bin/python" -c 'import openai; print(openai.__version__)'
+done
+cd "$dir/openai-typescript"
+version openai-typescript node -p 'require("openai/version").VERSION'

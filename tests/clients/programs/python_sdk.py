@@ -52,6 +52,11 @@ def models(told):
     told["ids"] = [model.id for model in anthropic.Anthropic(**credentials()).models.list()]
 
 
+def retrieve_models(told):
+    client = anthropic.Anthropic(**credentials())
+    told["ids"] = [client.models.retrieve(model.id).id for model in client.models.list()]
+
+
 def count_tokens(told):
     counted = anthropic.Anthropic(**credentials()).messages.count_tokens(**COUNTED)
     told["input_tokens"] = counted.input_tokens
@@ -75,6 +80,7 @@ CASES = {
     "create": create,
     "stream": stream,
     "models": models,
+    "retrieve_models": retrieve_models,
     "count_tokens": count_tokens,
     "async_create": lambda told: asyncio.run(async_create(told)),
     "async_stream": lambda told: asyncio.run(async_stream(told)),

@@ -36,6 +36,11 @@ const CASES = {
     for await (const model of client.models.list()) told.ids.push(model.id);
   },
 
+  async retrieve_models(client, told) {
+    told.ids = [];
+    for await (const model of client.models.list()) told.ids.push((await client.models.retrieve(model.id)).id);
+  },
+
   async count_tokens(client, told) {
     const { model, messages } = QUESTION;
     told.input_tokens = (await client.messages.countTokens({ model, messages })).input_tokens;
