@@ -7956,6 +7956,8 @@ def signed_thinking(message: Mapping[str, Any]) -> list:
     LiteLLM's ``thinking_blocks``, else OpenRouter's ``reasoning_details``; what has
     no signature is left out, since it would be refused.
     """
+    if "thinking_blocks" not in message and "reasoning_details" not in message:
+        return []
     blocks = []
     for block in optional(message, "thinking_blocks", list) or ():
         if isinstance(block, dict):
@@ -8003,7 +8005,8 @@ class ChatTurn:
 
     def message(self) -> dict:
         """The turn as a message of the API; always blocks, so that it can only grow."""
-        return {"role": self.role, "content": self.results + self.blocks}
+        content = self.results + self.blocks if self.results else self.blocks
+        return {"role": self.role, "content": content}
 
 
 class ChatHistory:
@@ -8150,7 +8153,7 @@ class ChatHistory:
         self._mark(texts[-1:], message)
         blocks = self._turn("assistant").blocks
         blocks.extend(given)
-        before, behind = self._with_thinking(calls, bool(given))
+        before, behind = self._with_thinking(calls, bool(given)) if calls else ([], [])
         blocks.extend(before + texts + behind)
 
     def _calls(self, message: dict) -> list[ChatCall]:
@@ -8605,6 +8608,12 @@ NEUTRAL_VALUES = {
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether nothing is lost by leaving out a field with this value; true is not 1 here."""
+    neutral = NEUTRAL_VALUES.get(name)
+    return neutral == value and isinstance(neutral, bool) == isinstance(value, bool)
+
+
 def parse_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Every field that is understood and not null, parsed.  Raises ChatError."""
     for name in ("model", "messages"):
@@ -8837,8 +8846,8 @@ class ChatDraft:
         choice: dict = {"type": self.choice.type or "auto"}
         if self.choice.type == "tool":
             choice["name"] = self.choice.name
-        single = self.asked.get("parallel_tool_calls") is False or self.legacy or (
-            self.json_tool == self.choice.name != "")
+        takes_answer = self.choice.type == "tool" and self.choice.name == self.json_tool
+        single = (self.asked.get("parallel_tool_calls") is False or self.legacy or takes_answer)
         if single and self.choice.type != "none":
             choice["disable_parallel_tool_use"] = True
         if self.choice.type or single:
@@ -8946,11 +8955,13 @@ class ChatDraft:
         self.body["max_tokens"] = total
 
     def _think_not(self, wish: ChatWish) -> None:
-        if self.rules.off == "effort":
+        # Beside a suffix it is said aloud, or section 8 would switch thinking on.
+        kind = self.rules.off or ("disabled" if self.suffixed else "")
+        if kind == "effort":
             self._configure("effort", "low")
-        elif self.rules.off:
-            given = wish.raw is not None and wish.raw["type"] == self.rules.off
-            self.body["thinking"] = wish.raw if given else {"type": self.rules.off}
+        elif kind:
+            given = wish.raw is not None and wish.raw["type"] == kind
+            self.body["thinking"] = wish.raw if given else {"type": kind}
             config = self.body.get("output_config", {})
             if config.get("effort") in ("xhigh", "max"):
                 self.body["output_config"] = dict(config, effort="high")
@@ -8981,8 +8992,8 @@ class ChatDraft:
         if "temperature" in taken:
             taken["temperature"] = min(taken["temperature"], 1)
         self.body.update(taken)
-        self.drop(*(name for name in SAMPLING_FIELDS if name not in taken and (
-            self.asked.get(name) != NEUTRAL_VALUES.get(name))))
+        self.drop(*(name for name in SAMPLING_FIELDS
+                    if name not in taken and not is_neutral(name, self.asked.get(name))))
 
     def add_rest(self, caches: bool) -> None:
         """Stop sequences, the user, automatic caching, the stream."""
@@ -9001,14 +9012,9 @@ class ChatDraft:
         unknown = {name for name, value in values.items()
                    if value is not None and name not in SILENT_FIELDS
                    and (name not in CHAT_FIELDS or name == "modalities")
-                   and not is_same_number(NEUTRAL_VALUES.get(name), value)}
+                   and not is_neutral(name, value)}
         names = sorted(name for name in unknown | self.ignored if PLAIN_NAME.fullmatch(name))
         return tuple(names[:MAX_IGNORED_NAMES])
-
-
-def is_same_number(one: Any, other: Any) -> bool:
-    """Whether two values are equal, numbers by value, and of one kind."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def translate_chat(
