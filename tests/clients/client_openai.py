@@ -1,9 +1,12 @@
 """The OpenAI SDKs, through the gateway's chat completions: Python old and current, and TypeScript."""
 
 import json
+import os
+import re
 import unittest
 
 from tests.clients import harness
+from tests.support import GATEWAY_FILE
 from tests.support import GatewayProcess
 from tests.support import error_body
 from tests.support import json_response
@@ -12,6 +15,7 @@ from tests.support import sse_event
 from tests.support import stream_events
 from tests.support import stream_response
 
+README = os.path.join(os.path.dirname(GATEWAY_FILE), "README.md")
 MODEL = "claude-opus-5-5"
 CITIES = [("toolu_rome", '{"city": "Rome"}'), ("toolu_oslo", '{"city": "Oslo"}')]
 THOUGHT = {"type": "thinking", "thinking": "Two cities.", "signature": "c2lnbmVk"}
@@ -240,6 +244,20 @@ class OpenAiPythonTests(OpenAiTests):
     def test_async_stream_cut_in_the_middle_of_the_text(self):
         told = self.told_through_gateway("async_stream", harness.begun_stream())
         self.assert_raised_after_the_first_pieces(told)
+
+
+class ReadmeTest(harness.ClientTest):
+
+    def test_its_example_is_answered(self):
+        with open(README, encoding="utf-8") as file:
+            example = re.search(r"```python\n(client = openai.*?)```", file.read(), re.DOTALL).group(1)
+        url = self.gateway_before(says("Hello"))
+        example = example.replace("http://127.0.0.1:8045", url).replace("a-gateway-key", harness.GATEWAY_KEY)
+        lines = example.strip().split("\n")
+        program = "\n".join(["import openai", *lines[:-1], "print((%s).choices[0].message.content)" % lines[-1]])
+        interpreter = harness.installed("openai-python-current", "bin", "python")
+        finished = harness.run([interpreter, "-c", program], harness.bare_environment(self.folder), self.folder)
+        self.assertEqual((0, "Hello\n"), (finished.code, finished.text))
 
 
 class OpenAiPythonOldTest(OpenAiPythonTests, harness.ClientTest):
