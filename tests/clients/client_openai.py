@@ -257,7 +257,7 @@ class ReadmeTest(harness.ClientTest):
         program = "\n".join(["import openai", *lines[:-1], "print((%s).choices[0].message.content)" % lines[-1]])
         interpreter = harness.installed("openai-python-current", "bin", "python")
         finished = harness.run([interpreter, "-c", program], harness.bare_environment(self.folder), self.folder)
-        self.assertEqual((0, "Hello\n"), (finished.code, finished.text))
+        self.assertEqual((0, "Hello"), (finished.code, finished.text))
 
 
 class OpenAiPythonOldTest(OpenAiPythonTests, harness.ClientTest):
