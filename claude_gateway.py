@@ -8423,7 +8423,7 @@ def parse_tool(tool: Any) -> ChatTool:
             else parse_function(tool, tool))
 
 
-def described(tool: Mapping[str, Any], spec: Mapping[str, Any], schema: dict) -> dict:
+def described_tool(tool: Mapping[str, Any], spec: Mapping[str, Any], schema: dict) -> dict:
     """A tool with name, description and schema, and the mark that the client put on it."""
     made: dict = {"name": required(spec, "name")}
     description = optional(spec, "description", str)
@@ -8442,12 +8442,12 @@ def parse_function(tool: Mapping[str, Any], spec: Mapping[str, Any]) -> ChatTool
     elif "type" not in schema:
         schema = dict(schema, type="object")
     parsed_within("parameters", checked_json, schema)
-    return ChatTool(described(tool, spec, schema), bool(optional(spec, "strict", bool)))
+    return ChatTool(described_tool(tool, spec, schema), bool(optional(spec, "strict", bool)))
 
 
 def parse_custom(tool: Mapping[str, Any], spec: Mapping[str, Any]) -> ChatTool:
     """A tool that is called with a text: an object with that text alone."""
-    return ChatTool(described(tool, spec, CUSTOM_TOOL_SCHEMA), custom=True)
+    return ChatTool(described_tool(tool, spec, CUSTOM_TOOL_SCHEMA), custom=True)
 
 
 def parse_legacy_function(spec: Any) -> ChatTool:
