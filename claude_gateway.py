@@ -8037,9 +8037,10 @@ class ChatHistory:
     def read(self, message: Any) -> None:
         """Take the next message.  Raises ChatError."""
         self._position += 1
-        role = required(expected(message, dict), "role")
-        reader = self.ROLES.get(role)
+        role = message.get("role") if isinstance(message, dict) else None
+        reader = self.ROLES.get(role) if isinstance(role, str) else None
         if reader is None:
+            required(expected(message, dict), "role")
             raise ChatError("must be one of %s" % ", ".join(sorted(self.ROLES)), "role")
         reader(self, message)
 

@@ -77,6 +77,15 @@ class OneLawTest(unittest.TestCase):
                   if name in defined and section_of(defined[name]) > section_of(line)]
         self.assertEqual(upward, [])
 
+    def test_every_name_is_defined_once(self):
+        """A second definition would take the first one's place everywhere, unseen."""
+        names = [node.name for node in TREE.body
+                 if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names += [name.id for node in TREE.body if isinstance(node, (ast.Assign, ast.AnnAssign))
+                  for name in (node.targets if isinstance(node, ast.Assign) else [node.target])
+                  if isinstance(name, ast.Name)]
+        self.assertEqual([name for name in sorted(set(names)) if names.count(name) > 1], [])
+
     def test_protocol_sections_touch_no_socket(self):
         numbers = {number for _, number, _ in sections()}
         io_sections = {13, 17, 20} & numbers
