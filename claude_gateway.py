@@ -9783,7 +9783,7 @@ CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
 class Door:
     """How a client is spoken to; this one in the words of the Messages API.
 
-    A door has no state of its own but what the request says.
+    A door knows the request and the provider that it is for, and nothing else.
     """
 
     ping = encode_sse_event("ping", {"type": "ping"})
@@ -9793,8 +9793,23 @@ class Door:
     # Headers of the client that mean nothing upstream, by how they begin.
     dropped_prefixes: tuple[str, ...] = ()
     passes_query = True
-    # Told to the client beside who answered.
-    headers: Sequence[tuple[str, str]] = ()
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """Told to the client beside who answered."""
+        return ()
+
+    @property
+    def betas(self) -> tuple[str, ...]:
+        """What the body needs in ``anthropic-beta``."""
+        return ()
+
+    def choose(self, provider: Provider) -> None:
+        """Whom the next call goes to."""
+
+    def body_for(self, provider: Provider) -> Optional[Body]:
+        """The request in a provider's terms, before its repairs; None for the client's own."""
+        return None
 
     def refusal(self, error: GatewayError, request_id: str) -> dict:
         """The body of an error of ours."""
@@ -9834,7 +9849,8 @@ CHAT_PATH = "/v1/chat/completions"
 class ChatDoor(Door):
     """The words of OpenAI's chat completions (section 15), for one request.
 
-    ``chat`` is None until the request has been understood.
+    ``chats`` are what the request is for each provider, whose models may follow
+    other rules; there are none until it has been understood.
     """
 
     ping = PING_COMMENT
@@ -9843,19 +9859,57 @@ class ChatDoor(Door):
     passes_query = False
 
     def __init__(self, completion_id: str, created: int, memory: ToolMemory,
-                 chat: Optional[ChatRequest] = None, wants_json: bool = False) -> None:
+                 key_name: str = "", chats: Mapping[str, ChatRequest] = {},
+                 wants_json: bool = False) -> None:
         self._completion_id = completion_id
         self._created = created
         self._memory = memory
-        self._chat = chat
+        self._key_name = key_name
+        self._chats = chats
         self._wants_json = wants_json
-        self.collects = chat is not None and not chat.stream
-        if chat is not None and chat.ignored:
-            self.headers = [("X-Gateway-Ignored", ", ".join(chat.ignored))]
+        self._chat = next(iter(chats.values()), None)
+        self.collects = self._chat is not None and not self._chat.stream
 
-    def understood(self, chat: ChatRequest, wants_json: bool) -> ChatDoor:
-        """The same door for the request that it turned out to be."""
-        return ChatDoor(self._completion_id, self._created, self._memory, chat, wants_json)
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """The fields that meant nothing to the upstream."""
+        ignored = self._chat.ignored if self._chat is not None else ()
+        return [("X-Gateway-Ignored", ", ".join(ignored))] if ignored else []
+
+    @property
+    def betas(self) -> tuple[str, ...]:
+        """What the body needs in ``anthropic-beta``."""
+        return self._chat.betas if self._chat is not None else ()
+
+    def choose(self, provider: Provider) -> None:
+        """Whom the next call goes to."""
+        self._chat = self._chats.get(provider.name, self._chat)
+
+    def body_for(self, provider: Provider) -> Optional[Body]:
+        """The request in a provider's terms."""
+        return self._chats[provider.name].body
+
+    def understood(self, values: Mapping[str, Any], providers: Sequence[Provider],
+                   key_name: str) -> ChatDoor:
+        """The same door for what the request says.  Raises ChatError."""
+        variants: dict[tuple[str, bool], ChatRequest] = {}
+        chats: dict[str, ChatRequest] = {}
+        recall = partial(self._recalled, key_name)
+        for provider in providers:
+            variant = (chat_rules_model(provider, values["model"]),
+                       provider.preset == "anthropic")
+            if variant not in variants:
+                variants[variant] = translate_chat(values, recall, *variant)
+            chats[provider.name] = variants[variant]
+        if not providers:
+            chats[""] = translate_chat(values, recall)
+        wanted = values.get("response_format")
+        return ChatDoor(self._completion_id, self._created, self._memory, key_name, chats,
+                        isinstance(wanted, dict) and wanted.get("type") == "json_object")
+
+    def _recalled(self, key_name: str, tool_id: str) -> Optional[list[dict]]:
+        """What is remembered of one client's tool call; nobody is given another's thoughts."""
+        return self._memory.recall("%s\0%s" % (key_name, tool_id))
 
     def refusal(self, error: GatewayError, request_id: str) -> dict:
         """The body of an error of ours; ChatError knows the field at fault."""
@@ -9920,7 +9974,8 @@ class ChatDoor(Door):
     def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
         """Keep the signed thinking before tool calls: chat clients cannot send it back."""
         if tool_ids and blocks:
-            self._memory.remember(tool_ids, blocks)
+            self._memory.remember(["%s\0%s" % (self._key_name, tool_id) for tool_id in tool_ids],
+                                  blocks)
 
     def last_words(self, error: Mapping[str, Any]) -> bytes:
         """An error within a stream, and its end."""
@@ -9951,7 +10006,6 @@ class Exchange:
         self.body: Optional[Body] = None
         self.spell: Callable[[Body], bytes] = plain_json
         self.edits: list[str] = []
-        self.betas: tuple[str, ...] = ()
         self.door: Door = MESSAGES_DOOR
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
@@ -10058,6 +10112,18 @@ def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
     if mapped is not None and model_generation(mapped) is not None:
         return alias, True
     return split_thinking(asked)
+
+
+def chat_rules_model(provider: Provider, asked: str) -> str:
+    """The id whose rules a chat request follows at a provider; "" for the client's own.
+
+    Another one where a Claude model answers under another name.
+    """
+    stem, wants_thinking = stem_for(provider, asked)
+    model = provider.upstream_model(stem)
+    if model == stem or model_generation(model) is None:
+        return ""
+    return model + ("-thinking" if wants_thinking else "")
 
 
 def asks_above(body: Body, limit: int) -> bool:
@@ -10367,18 +10433,18 @@ class Engine:
             values = JsonDocument.parse(self._needed_body(exchange)).values()
         except ValueError as error:
             raise RequestError(400, "invalid JSON: %s" % error) from None
-        chat = translate_chat(values, self._tool_memory.recall)
-        wanted = values.get("response_format")
+        model = values.get("model")
+        providers = candidate_providers(exchange.served.config, model) if isinstance(
+            model, str) else []
         assert isinstance(exchange.door, ChatDoor)
-        exchange.door = exchange.door.understood(
-            chat, isinstance(wanted, dict) and wanted.get("type") == "json_object")
-        exchange.body, exchange.betas = chat.body, chat.betas
-        model = exchange.record.model = chat.body["model"]
-        if chat.stream:
+        door = exchange.door = exchange.door.understood(values, providers, exchange.record.key)
+        assert isinstance(model, str), "translate_chat lets nothing else pass"
+        exchange.record.model = model
+        if not door.collects:
             self._keep_alive(exchange)
-        providers = candidate_providers(exchange.served.config, model)
-        bodies = {provider.name: self._prepared(exchange, chat.body, provider, "never")
+        bodies = {provider.name: self._prepared(exchange, door.body_for(provider), provider, "never")
                   for provider in providers}
+        exchange.body = door.body_for(providers[0]) if providers else None
         return self._attempts(exchange, Plan(providers, model, "/v1/messages", bodies))
 
     def _needed_body(self, exchange: Exchange) -> bytes:
@@ -10591,6 +10657,7 @@ class Engine:
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
         request, provider = exchange.request, lease.provider
+        exchange.door.choose(provider)
         sent = exchange.plan.bodies[provider.name]
         target = provider.base_url.prefix + exchange.plan.path
         query = "&".join(part for part in request.query.split("&")
@@ -10603,7 +10670,7 @@ class Engine:
             None if sent.body is None else len(sent.body),
             lease.credentials() if lease.account else exchange.door.credentials(
                 provider, exchange.own_credentials),
-            BetaRule(provider.betas.add + exchange.betas, provider.betas.drop + sent.drop_betas),
+            BetaRule(provider.betas.add + exchange.door.betas, provider.betas.drop + sent.drop_betas),
             provider.headers,
         )
         dropped = exchange.door.dropped_prefixes
@@ -10681,7 +10748,7 @@ class Engine:
             return False
         assert exchange.body is not None
         plan, provider = exchange.plan, lease.provider
-        body = dict(exchange.body, model=plan.model)
+        body = dict(exchange.door.body_for(provider) or exchange.body, model=plan.model)
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
             body = without_keys(body, "thinking")
