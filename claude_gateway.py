@@ -5498,9 +5498,10 @@ def same_credential(before: Optional[Candidate], after: Candidate) -> bool:
 class Attempts:
     """The calls that one request makes, as values: who, when, whether once more.
 
-    No I/O: the engine (16) makes the calls and the waits, as would a simulation.
-    A loop is: ``step()`` gives a Lease to call with, or the seconds to wait, or
-    None when it is over; after a call either ``succeeded`` or ``failed``.
+    No I/O: the engine (16) makes the calls and the waits, and the simulation in
+    tests/test_11_simulation.py does without either.  ``step()`` gives a Lease to call
+    with, or the seconds to wait, or None when it is over; a call that did not serve
+    ``failed`` and gives its lease back, any other is released by who relays it.
     """
 
     def __init__(
