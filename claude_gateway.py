@@ -8015,7 +8015,9 @@ class Engine:
 
         def begin_stream() -> Callable[[bytes], None]:
             assert begin is not None
-            head = HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS])
+            # Not bytes, whose length would be told: what follows has none yet.
+            head = HttpResponse(200, [("Content-Type", "text/event-stream"), *STREAM_HEADERS],
+                                iter(()))
             return begin(self._with_our_headers(exchange, head))
 
         exchange.heartbeat = Heartbeat(exchange.request.peer, begin_stream, settings.hold_seconds,
