@@ -10025,6 +10025,9 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     for line in banner_lines(gateway, config, path, options.quiet):
         output(line)
     watch = FileWatch(path)
+    # A file that was found is named from now on: were it gone, the defaults would have
+    # neither keys nor accounts.
+    options.config = path or options.config
     while True:
         event = signals.next(FILE_LOOK_SECONDS if path else None)
         if event == "stop":

@@ -1,10 +1,16 @@
 """What attacks on long sessions have found: one test for each fault."""
 
+import json
+import os
+import signal
+import tempfile
 import unittest
 
 import claude_gateway as gw
 from tests import support
+from tests.running import CLIENT_KEY
 from tests.running import JSON_TYPE
+from tests.running import MESSAGE
 from tests.running import STREAM_MESSAGE
 from tests.running import provider
 from tests.running import running_gateway
@@ -40,6 +46,28 @@ class HoldTest(unittest.TestCase):
                     self.assertEqual(answer.body, b"".join(support.stream_events()))
                     client.request("GET", "/healthz")
                     self.assertEqual(client.read_response().json(), {"status": "ok"})
+
+
+class DeletedFileTest(unittest.TestCase):
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "no SIGHUP here")
+    def test_a_found_file_that_is_gone_changes_nothing(self):
+        with support.ScriptedUpstream() as upstream, tempfile.TemporaryDirectory() as folder:
+            os.mkdir(os.path.join(folder, "claude_gateway"))
+            path = os.path.join(folder, "claude_gateway", "config.json")
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump({"auth": {"api_keys": [CLIENT_KEY]},
+                           "providers": [provider(upstream)]}, file)
+            with support.GatewayProcess(env={"XDG_CONFIG_HOME": folder,
+                                             "APPDATA": folder}) as gateway:
+                os.unlink(path)
+                gateway.process.send_signal(signal.SIGHUP)
+                support.eventually(lambda: "reloaded" in gateway.stderr_text(), "the reload")
+                self.assertIn("configuration not reloaded", gateway.stderr_text())
+                for headers, status in (([], 401), ([("x-api-key", CLIENT_KEY)], 200)):
+                    answer = support.exchange(gateway.port, "POST", "/v1/messages",
+                                              [JSON_TYPE, *headers], MESSAGE)
+                    self.assertEqual(answer.status, status)
 
 
 if __name__ == "__main__":
