@@ -5190,7 +5190,8 @@ class AccountPool:
         self._monotonic = monotonic
         self._chance = chance
         self._lock = threading.Lock()
-        self._states: dict[tuple[str, str], AccountState] = {}
+        # By account and credential: a request from before a reload has the old key.
+        self._states: dict[tuple[Any, ...], AccountState] = {}
         self._leases_count = 0
         self._turn = 0.0
         # (conversation, model) -> (candidate's key, last use); the oldest go.
@@ -5292,7 +5293,7 @@ class AccountPool:
     def _state(self, candidate: Candidate) -> AccountState:
         if candidate.account is None:
             return AccountState()  # each client's own credential has its own limits
-        return self._states.setdefault(candidate.key, AccountState())
+        return self._states.setdefault(state_key(candidate), AccountState())
 
     def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
@@ -5430,12 +5431,9 @@ class AccountPool:
         with self._lock:
             return self._leases_count
 
-    def retain(self, before: Sequence[Provider], after: Sequence[Provider]) -> None:
+    def retain(self, after: Sequence[Provider]) -> None:
         """A new configuration: accounts that remain keep their state, but none stays out."""
-        known = {candidate.key: candidate for provider in before
-                 for candidate in configured(provider)}
-        kept = [candidate.key for provider in after for candidate in configured(provider)
-                if same_credential(known.get(candidate.key), candidate)]
+        kept = [state_key(candidate) for provider in after for candidate in configured(provider)]
         now = self._monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
@@ -5452,14 +5450,11 @@ def configured(provider: Provider) -> list[Candidate]:
     return [Candidate(provider, account) for account in provider.accounts]
 
 
-def same_credential(before: Optional[Candidate], after: Candidate) -> bool:
-    """Whether an account is asked at the same place with the same key as before."""
-    if before is None or before.account is None or after.account is None:
-        return False
-    return ((before.provider.base_url, before.account.header, before.account.secret.reveal(),
-             before.account.source)
-            == (after.provider.base_url, after.account.header, after.account.secret.reveal(),
-                after.account.source))
+def state_key(candidate: Candidate) -> tuple[Any, ...]:
+    """Whose state it is: an account that is asked at one place with one credential."""
+    account = candidate.account
+    assert account is not None
+    return candidate.key, candidate.provider.base_url, account.header, account.secret, account.source
 
 
 class Attempts:
@@ -7792,8 +7787,8 @@ class Engine:
 
     def reload(self, config: Config) -> None:
         """Serve another configuration from the next request on; accounts keep their state."""
-        before, self._served = self._served.config, Served(config)
-        self.accounts.retain(before.providers, config.providers)
+        self._served = Served(config)
+        self.accounts.retain(config.providers)
         self._renewal.retain((provider.name, account) for provider in config.providers
                              for account in provider.accounts)
 

@@ -638,7 +638,7 @@ class StickyTest(PoolTestCase):
 class RetainTest(PoolTestCase):
 
     def reload(self, before, after):
-        self.pool.retain([before], [after])
+        self.pool.retain([after])
 
     def test_who_remains_keeps_its_state(self):
         row = provider("p", {"name": "a"})
@@ -686,7 +686,7 @@ class RetainTest(PoolTestCase):
         rows = [provider("p", {"name": "a"}), provider("q", {"name": "a"})]
         wanted = self.wanted(*rows)
         self.broken(wanted, answer(404, says="model"))
-        self.pool.retain(rows, rows)
+        self.pool.retain(rows)
         self.assertEqual(self.lease(wanted).name, "p/a")
 
     def test_a_lease_from_before_is_given_back_well(self):

@@ -7,6 +7,8 @@ import tempfile
 import unittest
 
 import claude_gateway as gw
+from claude_gateway import Config
+from claude_gateway import Gateway
 from tests import support
 from tests.running import CLIENT_KEY
 from tests.running import JSON_TYPE
@@ -14,6 +16,7 @@ from tests.running import MESSAGE
 from tests.running import STREAM_MESSAGE
 from tests.running import provider
 from tests.running import running_gateway
+from tests.running import settings_for
 
 STREAM_HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                b"Connection: close\r\n\r\n")
@@ -68,6 +71,38 @@ class DeletedFileTest(unittest.TestCase):
                     answer = support.exchange(gateway.port, "POST", "/v1/messages",
                                               [JSON_TYPE, *headers], MESSAGE)
                     self.assertEqual(answer.status, status)
+
+
+class ReloadTest(unittest.TestCase):
+
+    def test_a_request_with_the_old_key_says_nothing_of_the_new_one(self):
+        old_key, new_key = "old-key-for-tests-xx", "new-key-for-tests-xx"
+        gate = support.Gate()
+
+        def respond(request):
+            if request.header("x-api-key") == new_key:
+                return support.json_response(support.message())
+            if len(upstream.requests) == 1:
+                gate.wait("the reload")
+                return support.json_response(support.error_body("overloaded_error", "x"), 529)
+            return support.json_response(support.error_body("authentication_error", "x"), 401)
+
+        def configuration(key):
+            return Config.from_dict(settings_for(
+                dict(provider(upstream), accounts=[{"name": "a", "api_key": key}])))
+
+        with support.ScriptedUpstream(respond=respond) as upstream:
+            with Gateway(configuration(old_key), None, {}) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    client.request("POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                    upstream.wait_requests(1)
+                    gateway.reload(configuration(new_key))
+                    gate.open()
+                    self.assertEqual(client.read_response().status, 529)
+                self.assertEqual(len(upstream.requests), 2)
+                self.assertEqual(gateway.accounts()[0]["state"], "ready")
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                self.assertEqual(answer.status, 200)
 
 
 if __name__ == "__main__":
