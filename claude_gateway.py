@@ -5106,13 +5106,15 @@ class AccountState:
 
     def answered(self, began: float, is_probe: bool, now: float) -> None:
         """It serves: what was in a row is over, unless the call began before the last failure."""
+        if is_probe:
+            self.probing = False  # whatever it has shown, the next may find out
         if began < self.failed_at:
             return
         self.in_a_row.clear()
         self.soft_until = min(self.soft_until, now)
         self.last_error = ""
         if is_probe:
-            self.wants_probe = self.probing = self.out = False
+            self.wants_probe = self.out = False
             self.ramp_from, self.ramp_started = now, 1
         elif self.ramp_from > now:
             # It has recovered before its time, so the ramp begins now and not then.

@@ -105,5 +105,37 @@ class ReloadTest(unittest.TestCase):
                 self.assertEqual(answer.status, 200)
 
 
+class ProbeTest(unittest.TestCase):
+
+    def test_a_failure_during_the_probe_does_not_leave_it_open_for_ever(self):
+        clock = support.FakeClock()
+        row = Config.from_dict({"providers": [
+            {"name": "anthropic", "accounts": [{"name": "a", "api_key": "k"}]}]}).providers[0]
+        pool = gw.AccountPool(clock.monotonic, lambda: 0.5)
+        wanted = gw.Wanted(gw.candidates(row, ""))
+
+        def lease():
+            clock.advance(1)
+            return pool.acquire(wanted, "failover")
+
+        def fail(call, status, ready_in=None):
+            clock.advance(1)
+            outcome = gw.Outcome("answer", status, ready_in=ready_in)
+            pool.release(call, wanted, gw.decide(outcome), outcome)
+
+        first, second = lease(), lease()
+        fail(first, 500)
+        long_one = lease()
+        fail(second, 429, 7200.0)
+        clock.advance(gw.MAX_REST_SECONDS)
+        probe = lease()
+        self.assertTrue(probe.is_probe)
+        fail(long_one, 500)
+        pool.answered(probe, wanted)
+        pool.release(probe, wanted)
+        clock.advance(600)
+        self.assertIsInstance(pool.acquire(wanted, "failover"), gw.Lease)
+
+
 if __name__ == "__main__":
     unittest.main()
