@@ -8149,8 +8149,10 @@ class Engine:
         decision, response = result.decision, result.response
         if response is not None and decision.action in ("relay", "mend"):
             if isinstance(response.body, bytes):
-                self._told(lease, decision, self.accounts.release(
-                    lease, attempts.wanted, decision, result.outcome))
+                # A 429 tells when this one is ready, also where nobody keeps that in mind.
+                self._told(lease, decision, attempts.failed(lease, decision, result.outcome)
+                           if decision.case == "rate_limited" else self.accounts.release(
+                               lease, attempts.wanted, decision, result.outcome))
             return self._given(exchange, lease, response)
         if isinstance(result.error, CredentialError):
             attempts.uncounted()

@@ -137,5 +137,20 @@ class ProbeTest(unittest.TestCase):
         self.assertIsInstance(pool.acquire(wanted, "failover"), gw.Lease)
 
 
+class RetryAfterTest(unittest.TestCase):
+
+    def test_a_final_429_keeps_its_wait_where_no_account_rests(self):
+        headers = [("retry-after", "1800"), ("x-should-retry", "false")]
+        body = support.error_body("rate_limit_error", "x")
+        for accounts, path in (((), "/v1/messages"), (("a",), "/v1/messages"),
+                               (("a",), "/v1/messages/count_tokens"), (("a",), "/v1/files")):
+            with self.subTest(path=path, accounts=accounts), support.ScriptedUpstream(
+                    respond=lambda request: support.json_response(body, 429, headers)) as upstream:
+                with running_gateway(provider(upstream, accounts)) as gateway:
+                    answer = support.exchange(gateway.port, "POST", path,
+                                              [JSON_TYPE, ("x-api-key", "own-key")], MESSAGE)
+                    self.assertEqual((answer.status, answer.header("retry-after")), (429, "1800"))
+
+
 if __name__ == "__main__":
     unittest.main()
