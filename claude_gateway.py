@@ -8310,8 +8310,9 @@ class Engine:
     def _all_failed(self, exchange: Exchange, failures: Sequence[Failure]) -> HttpResponse:
         """The best answer seen; else what went wrong in our words (contract section 9)."""
         hopeless = all(failure.decision.hopeless for failure in failures)
-        if hopeless and exchange.attempts.ready_in(hopeful=True) < math.inf:
-            raise self._nobody_ready(exchange)
+        wait = exchange.attempts.ready_in(hopeful=True) if hopeless else math.inf
+        if wait < math.inf:
+            raise self._nobody_ready(exchange, wait)
         if not failures:
             raise self._nobody_usable(exchange)
         best = max(reversed(failures), key=lambda failure: failure.rank)
@@ -8331,9 +8332,8 @@ class Engine:
         raise NoUsableAccount(
             "the upstream refused the credential of account %s" % best.lease.name, told)
 
-    def _nobody_ready(self, exchange: Exchange) -> GatewayError:
+    def _nobody_ready(self, exchange: Exchange, wait: float) -> GatewayError:
         """A 429 of ours: who rests, and when to come back."""
-        wait = exchange.attempts.ready_in(hopeful=True)
         resting = ["%s (%s)" % (candidate.name, state["last_error"] or "at its limit")
                    for candidate in exchange.attempts.wanted.candidates if candidate.account
                    for state in [self.accounts.snapshot(candidate)] if state["state"] != "out"]

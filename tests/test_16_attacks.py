@@ -1,10 +1,12 @@
 """What attacks on long sessions have found: one test for each fault."""
 
 import json
+import math
 import os
 import signal
 import tempfile
 import unittest
+from unittest import mock
 
 import claude_gateway as gw
 from claude_gateway import Config
@@ -150,6 +152,22 @@ class RetryAfterTest(unittest.TestCase):
                     answer = support.exchange(gateway.port, "POST", path,
                                               [JSON_TYPE, ("x-api-key", "own-key")], MESSAGE)
                     self.assertEqual((answer.status, answer.header("retry-after")), (429, "1800"))
+
+
+class NobodyReadyTest(unittest.TestCase):
+
+    def test_an_account_that_goes_out_meanwhile_is_no_fault_of_ours(self):
+        headers = [("retry-after", "1800")]
+        body = support.error_body("rate_limit_error", "x")
+        with support.ScriptedUpstream(
+                respond=lambda request: support.json_response(body, 429, headers)) as upstream:
+            with running_gateway(provider(upstream), retry={"max_wait_seconds": 0}) as gateway:
+                def ask():
+                    return support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE],
+                                            MESSAGE)
+                self.assertEqual(ask().status, 429)
+                with mock.patch.object(gw.Attempts, "ready_in", side_effect=[9.0, math.inf]):
+                    self.assertEqual(ask().status, 429)
 
 
 if __name__ == "__main__":
