@@ -5327,7 +5327,7 @@ class AccountPool:
         """The account serves this request; its conversation stays with it."""
         now = self._monotonic()
         with self._lock:
-            if wanted.session:
+            if wanted.session and wanted.paces:
                 self._bind(wanted, lease.candidate, now)
             model = wanted.models.get(lease.provider.name, "")
             self._unknown_models.pop((lease.provider.name, model), None)

@@ -170,5 +170,24 @@ class NobodyReadyTest(unittest.TestCase):
                     self.assertEqual(ask().status, 429)
 
 
+class StickyTest(unittest.TestCase):
+
+    def test_a_token_count_that_went_elsewhere_moves_no_conversation(self):
+        def respond(request):
+            if "count_tokens" not in request.target:
+                return support.json_response(support.message())
+            if request.header("x-api-key").endswith("-a"):
+                return support.json_response(support.error_body("rate_limit_error", "x"), 429)
+            return support.json_response({"input_tokens": 3})
+
+        with support.ScriptedUpstream(respond=respond) as upstream:
+            with running_gateway(provider(upstream, ("a", "b"))) as gateway:
+                accounts = []
+                for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages"):
+                    answer = support.exchange(gateway.port, "POST", path, [JSON_TYPE], MESSAGE)
+                    accounts.append(answer.header("x-account-email"))
+                self.assertEqual(accounts, ["a", "b", "a"])
+
+
 if __name__ == "__main__":
     unittest.main()
