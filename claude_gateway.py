@@ -5174,8 +5174,8 @@ class Wanted(NamedTuple):
     """What one request wants of the pool.
 
     ``session`` is the conversation's key, "" for none; ``models`` are the ids
-    that each provider would be sent; ``paces``: its 429s speak for the account
-    (token counting and other paths have limits of their own).
+    that each provider would be sent; ``paces``: its 429s speak for the account and
+    its 404s for the model (token counting and other paths have limits of their own).
     """
 
     candidates: Sequence[Candidate]
@@ -5373,7 +5373,7 @@ class AccountPool:
                 return 0.0
             if wanted.paces:
                 self._learn(state, outcome.limits, now)
-            if decision.case == "unknown_model":
+            if decision.case == "unknown_model" and wanted.paces:
                 self._exclude(lease, wanted, now)
             if decision.case in PROVING_CASES and wanted.paces:
                 self._proved(lease, now)

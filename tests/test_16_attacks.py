@@ -189,5 +189,22 @@ class StickyTest(unittest.TestCase):
                 self.assertEqual(accounts, ["a", "b", "a"])
 
 
+class CountTest(unittest.TestCase):
+
+    def test_no_token_count_for_a_model_is_not_no_such_model(self):
+        def respond(request):
+            if "count_tokens" in request.target:
+                error = support.error_body("not_found_error", "no token count for this model")
+                return support.json_response(error, 404)
+            return support.json_response(support.message())
+
+        with support.ScriptedUpstream(respond=respond) as first, support.ScriptedUpstream() as second:
+            with running_gateway(provider(first), dict(provider(second), name="other"),
+                                 routing={"models": {"*": ["anthropic", "other"]}}) as gateway:
+                for path in ("/v1/messages/count_tokens", "/v1/messages"):
+                    answer = support.exchange(gateway.port, "POST", path, [JSON_TYPE], MESSAGE)
+                self.assertEqual(answer.header("x-gateway-provider"), "anthropic")
+
+
 if __name__ == "__main__":
     unittest.main()
