@@ -7732,6 +7732,12 @@ class Result(NamedTuple):
     error: Optional[UpstreamError] = None
 
 
+def outcome_of(error: UpstreamError, lease: Lease, plan: Plan) -> Outcome:
+    """What a call came to that gave no answer."""
+    return Outcome(error.kind, transparent=lease.account is None, repeatable=plan.repeatable,
+                   ready_in=error.retry_after)
+
+
 class Failure(NamedTuple):
     """A call that did not serve: the upstream's answer or our error, and what follows."""
 
@@ -8135,9 +8141,15 @@ class Engine:
         attempts, is_settled = exchange.attempts, False
         try:
             result = self._call(exchange, lease)
-            if result.decision.blame and attempts.may_repeat() and self._renewed(exchange, lease):
-                attempts.repeated(lease)
-                result = self._call(exchange, lease)
+            if result.decision.blame and attempts.may_repeat():
+                renewed = self._renewed(exchange, lease)
+                if renewed is True:
+                    attempts.repeated(lease)
+                    result = self._call(exchange, lease)
+                elif isinstance(renewed, CredentialError):
+                    # The refusal is not the last word: the next key may be had soon.
+                    outcome = outcome_of(renewed, lease, exchange.plan)
+                    result = Result(outcome, decide(outcome), None, renewed)
             if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
                     exchange, lease):
                 attempts.repeated(lease)
@@ -8154,8 +8166,6 @@ class Engine:
                            if decision.case == "rate_limited" else self.accounts.release(
                                lease, attempts.wanted, decision, result.outcome))
             return self._given(exchange, lease, response)
-        if isinstance(result.error, CredentialError):
-            attempts.uncounted()
         self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
         return Failure(lease, decision, result.error, response)
 
@@ -8166,15 +8176,20 @@ class Engine:
                               % (lease.name, "is out" if decision.blame else "rests",
                                  rests_seconds, decision.case))
 
-    def _renewed(self, exchange: Exchange, lease: Lease) -> bool:
-        """Whether an account whose credential was refused has another one now."""
+    def _renewed(self, exchange: Exchange, lease: Lease) -> Union[bool, CredentialError]:
+        """Whether an account whose credential was refused has another one now.
+
+        An error where it could not be had just now.
+        """
         if lease.account is None or lease.secret is None:
             return False
         try:
             secret = self._renewal.renewed(lease.provider, lease.account, lease.secret,
                                            exchange.watch)
-        except UpstreamError:
+        except CredentialRefused:
             return False  # told in the log by the renewal; the refusal stands
+        except CredentialError as error:
+            return error
         if secret is None:
             return False
         lease.secret = secret
@@ -8193,8 +8208,9 @@ class Engine:
             outcome, response = self._received(exchange, lease, upstream)
         except UpstreamError as failure:
             error = failure
-            outcome = Outcome(failure.kind, transparent=lease.account is None,
-                              repeatable=plan.repeatable, ready_in=failure.retry_after)
+            outcome = outcome_of(failure, lease, plan)
+            if isinstance(failure, CredentialError):
+                exchange.attempts.uncounted()  # nothing went upstream
         finally:
             if upstream is not None and (response is None or isinstance(response.body, bytes)):
                 upstream.close()

@@ -206,5 +206,38 @@ class CountTest(unittest.TestCase):
                 self.assertEqual(answer.header("x-gateway-provider"), "anthropic")
 
 
+class RenewalTest(unittest.TestCase):
+
+    def test_a_renewal_that_fails_for_the_moment_does_not_put_the_account_out(self):
+        """The issuer hiccups just when the upstream has refused the token."""
+        good = {"access_token": "access-2-for-tests", "expires_in": 3600}
+        grants = [(200, {"access_token": "access-1-for-tests", "expires_in": 3600}), (503, {}),
+                  (200, good)]
+
+        def respond(request):
+            if request.header("authorization") == "Bearer " + good["access_token"]:
+                return support.json_response(support.message())
+            return support.json_response(support.error_body("authentication_error", "x"), 401)
+
+        def grant(request):
+            status, fields = grants.pop(0)
+            return support.json_response(fields, status)
+
+        with support.ScriptedUpstream(respond=respond) as upstream, support.ScriptedUpstream(
+                respond=grant) as issuer, tempfile.TemporaryDirectory() as folder:
+            row = {"name": "a", "token": {
+                "token_url": issuer.url + "/token", "client_id": "c", "refresh_token": "r",
+                "store": os.path.join(folder, "tokens.json")}}
+            with running_gateway(dict(provider(upstream), accounts=[row]),
+                                 retry={"max_wait_seconds": 0}) as gateway:
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                self.assertEqual(answer.status, 502)
+                account, = gateway.accounts()
+                self.assertEqual((account["state"], account["last_error"]),
+                                 ("cooling", "credential"))
+                self.assertLessEqual(account["ready_in_seconds"], 5)
+                self.assertEqual(len(upstream.requests), 1)
+
+
 if __name__ == "__main__":
     unittest.main()
