@@ -6957,10 +6957,13 @@ def issuer_fault(who: str, error: UpstreamError) -> CredentialError:
 
 def check_granted(who: str, answer: Answer, wall_now: float) -> None:
     """Pass an answer that grants a token.  Raises CredentialError, CredentialRefused."""
-    code = str(answer.fields.get("error", ""))
+    error = answer.fields.get("error")
+    code = error if isinstance(error, str) else ""  # some say "error": null beside a token
     said = " (%s)" % code if code in GRANT_ERRORS else ""
-    # Some say it with status 200 (GitHub's does).
-    refused = answer.status in (400, 401) or answer.status == 200 and bool(code)
+    # Some say it with status 200 (GitHub's does).  A 400 that is no JSON object is not the
+    # issuer's word: a proxy's, or a log-in page's, must not cost the token for good.
+    refused = answer.status in (400, 401) and bool(answer.fields) or (
+        answer.status == 200 and bool(code))
     if refused and code not in MOMENTARY_GRANT_ERRORS:
         raise CredentialRefused("%s: the token issuer refused to renew it%s: sign in anew, or "
                                 "mend its token settings" % (who, said))

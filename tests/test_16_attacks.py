@@ -239,5 +239,24 @@ class RenewalTest(unittest.TestCase):
                 self.assertEqual(len(upstream.requests), 1)
 
 
+class IssuerTest(unittest.TestCase):
+
+    def check(self, status, body):
+        gw.check_granted("a", gw.Answer(status, gw.Headers(), gw.json_object(body) or {}), 0.0)
+
+    def test_an_error_of_null_beside_a_token_is_none(self):
+        self.check(200, b'{"access_token": "t", "error": null}')
+        self.check(200, b'{"access_token": "t", "error": false, "token_type": "Bearer"}')
+
+    def test_what_is_not_the_issuers_word_refuses_nothing(self):
+        for status in (400, 401):
+            for body in (b"<html>log in</html>", b""):
+                with self.assertRaises(gw.CredentialError) as raised:
+                    self.check(status, body)
+                self.assertIs(type(raised.exception), gw.CredentialError)
+            with self.assertRaises(gw.CredentialRefused):
+                self.check(status, b'{"message": "no"}')
+
+
 if __name__ == "__main__":
     unittest.main()
