@@ -6831,7 +6831,8 @@ def output_of(
     not reaped, and the number of its group belongs to nobody else.
     """
     pieces: list[bytes] = []
-    reader = threading.Thread(target=read_output, args=(process.stdout, pieces), daemon=True,
+    over = threading.Event()
+    reader = threading.Thread(target=read_output, args=(process.stdout, pieces, over), daemon=True,
                               name="key-command")
     deadline = monotonic() + COMMAND_SECONDS
     ended = False
@@ -6844,15 +6845,29 @@ def output_of(
                 if not ended:
                     stopping.wait(RENEWAL_SLICE_SECONDS)
     finally:
+        over.set()
         if not ended:
             kill_group(process)
     return b"".join(pieces) if ended else None
 
 
-def read_output(stream: Any, pieces: list[bytes]) -> None:
-    """Read a pipe to its end or one byte beyond the limit, and close it."""
+def read_output(stream: Any, pieces: list[bytes], over: threading.Event) -> None:
+    """Read a pipe to its end or one byte beyond the limit, and close it.
+
+    What has left the group of the command outlives it, and may hold the pipe for
+    ever: then ``over`` ends the reading (not on Windows, whose pipes cannot be polled).
+    """
+    poller, left_bytes = new_poller(), MAX_COMMAND_OUTPUT_BYTES + 1
+    poller.register(stream.fileno(), POLL_READ)
     with stream:
-        pieces.append(stream.read(MAX_COMMAND_OUTPUT_BYTES + 1))
+        while left_bytes > 0 and not over.is_set():
+            if os.name != "nt" and not poller.poll(RENEWAL_SLICE_SECONDS * 1000):
+                continue
+            piece = os.read(stream.fileno(), left_bytes)
+            if not piece:
+                return
+            pieces.append(piece)
+            left_bytes -= len(piece)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

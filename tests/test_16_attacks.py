@@ -4,7 +4,10 @@ import json
 import math
 import os
 import signal
+import sys
 import tempfile
+import threading
+import time
 import unittest
 from unittest import mock
 
@@ -256,6 +259,24 @@ class IssuerTest(unittest.TestCase):
                 self.assertIs(type(raised.exception), gw.CredentialError)
             with self.assertRaises(gw.CredentialRefused):
                 self.check(status, b'{"message": "no"}')
+
+
+class CommandTest(unittest.TestCase):
+
+    @unittest.skipUnless(hasattr(os, "setsid"), "no sessions here")
+    def test_a_child_that_keeps_the_pipe_costs_no_thread_and_no_descriptor(self):
+        script = ("import os, select\nif os.fork() == 0:\n    os.setsid()\n"
+                  "    select.select([], [], [], 20)\n"
+                  "    os._exit(0)\nprint('key')")
+        command = gw.KeyCommand((sys.executable, "-c", script), 60.0)
+        before = support.count_open_descriptors()
+        with mock.patch.object(gw, "COMMAND_SECONDS", 0.5):
+            with self.assertRaises(gw.CredentialError):
+                gw.printed_key(command, "a", time.monotonic, threading.Event())
+        support.eventually(
+            lambda: "key-command" not in [thread.name for thread in threading.enumerate()],
+            "the reader to end")
+        self.assertLessEqual(support.count_open_descriptors(), before)
 
 
 if __name__ == "__main__":
