@@ -9576,7 +9576,9 @@ class Gateway:
         their state.  Raises ConfigError, and then changes nothing.
         """
         assert self._engine is not None
-        fault = startup_fault(config)
+        # It must be one to start with, and one for where we listen until then.
+        fault = startup_fault(config) or startup_fault(
+            config._replace(host=self.config.host, port=self.port))
         if fault:
             raise ConfigError([fault])
         notes = ["%s: %s needs a restart; still %s" % (name, new, old) for name, old, new in (

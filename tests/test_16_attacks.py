@@ -279,5 +279,19 @@ class CommandTest(unittest.TestCase):
         self.assertLessEqual(support.count_open_descriptors(), before)
 
 
+class ReloadFaultTest(unittest.TestCase):
+
+    def test_what_must_not_be_served_where_it_listens_is_refused(self):
+        with support.ScriptedUpstream() as upstream:
+            settings = settings_for(provider(upstream), host="0.0.0.0", auth={"api_keys": ["k"]})
+            with Gateway(Config.from_dict(settings), None, {}) as gateway:
+                itself = dict(provider(upstream), base_url="http://127.0.0.1:%d" % gateway.port)
+                keyed = {"auth": {"api_keys": ["k"]}}
+                for changed, words in ((settings_for(itself, **keyed), "this gateway itself"),
+                                       (settings_for(provider(upstream)), "no key")):
+                    with self.assertRaisesRegex(gw.ConfigError, words):
+                        gateway.reload(Config.from_dict(changed))
+
+
 if __name__ == "__main__":
     unittest.main()
