@@ -8277,7 +8277,7 @@ class Engine:
         outcome = Outcome("answer", upstream.status, transparent=lease.account is None,
                           repeatable=exchange.plan.repeatable, limits=limits)
         if upstream.status >= 400:
-            body = self._error_body(upstream)
+            body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
             outcome = outcome._replace(
                 final=upstream.headers.get("x-should-retry").lower() == "false",
                 says=error_topic(upstream.status, body),
@@ -8296,14 +8296,14 @@ class Engine:
         says = error_topic(refusal.status, refusal.body)
         return outcome._replace(status=refusal.status, says=says), refusal
 
-    def _error_body(self, upstream: UpstreamResponse) -> bytes:
-        """The body of a refusal; where another account waits it must not take long."""
+    def _error_body(self, upstream: UpstreamResponse, seconds: float) -> bytes:
+        """The body of a refusal, within ``seconds``; where another account waits in less."""
         moves_on = decide(Outcome("answer", upstream.status)).action == "next"
         try:
             if moves_on:
                 return read_at_most(upstream, MAX_ERROR_BODY_BYTES, ERROR_BODY_SECONDS,
                                     self._monotonic)
-            return read_at_most(upstream, MAX_COLLECTED_BYTES)
+            return read_at_most(upstream, MAX_COLLECTED_BYTES, seconds, self._monotonic)
         except ShuttingDown:
             raise
         except UpstreamError as error:

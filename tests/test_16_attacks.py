@@ -1,5 +1,6 @@
 """What attacks on long sessions have found: one test for each fault."""
 
+import contextlib
 import json
 import math
 import os
@@ -291,6 +292,31 @@ class ReloadFaultTest(unittest.TestCase):
                                        (settings_for(provider(upstream)), "no key")):
                     with self.assertRaisesRegex(gw.ConfigError, words):
                         gateway.reload(Config.from_dict(changed))
+
+
+class TrickleTest(unittest.TestCase):
+
+    def test_a_refusal_that_trickles_holds_nobody_for_ever(self):
+        over = support.Gate()
+
+        def trickle(connection):
+            connection.read_request()
+            connection.send(b"HTTP/1.1 400 Bad\r\nContent-Length: 100000\r\n\r\n")
+            tick = threading.Event()
+            with contextlib.suppress(OSError):
+                while not over.is_open:
+                    connection.send(b" ")
+                    tick.wait(0.05)
+
+        with support.ScriptedUpstream(trickle) as upstream:
+            with running_gateway(provider(upstream), retry={"max_attempts": 1}, timeouts={
+                    "idle_seconds": 0.3, "shutdown_seconds": 0.2}) as gateway:
+                try:
+                    answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE],
+                                              MESSAGE)
+                finally:
+                    over.open()
+                self.assertEqual(answer.status, 504)
 
 
 if __name__ == "__main__":
