@@ -8409,14 +8409,21 @@ class Engine:
                 upstream: UpstreamResponse) -> Union[HttpResponse, dict]:
         """A good answer: collected where it must be whole, else as it comes.
 
-        Gives the error event instead where a stream begins with one.  Raises UpstreamError.
+        Gives the error instead where a stream begins with one, or a 200 is one.  Raises
+        UpstreamError.
         """
         is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
         if is_stream and exchange.plan.bodies[lease.provider.name].collects:
             return self._collected(exchange, lease, upstream)
         if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
-            note_answer(exchange.record, checked_answer(upstream.headers, whole))
+            value = checked_answer(upstream.headers, whole)
+            if exchange.record.route == "messages" and upstream.readable:
+                if isinstance(value.get("error"), dict):
+                    return value  # an error, whatever the status says
+                if not isinstance(value.get("content"), list):
+                    raise UpstreamMalformed("upstream answered with something that is not a message")
+            note_answer(exchange.record, value)
             return whole_answer(lease, upstream, whole)
         is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:

@@ -319,5 +319,30 @@ class TrickleTest(unittest.TestCase):
                 self.assertEqual(answer.status, 504)
 
 
+class NoMessageTest(unittest.TestCase):
+
+    def test_a_200_whose_json_is_no_message_moves_on(self):
+        bodies = [support.error_body("overloaded_error", "busy"),
+                  {"code": 500, "msg": "internal", "success": False}, {}]
+        for body in bodies:
+            with self.subTest(body):
+                answers = [support.json_response(body), support.json_response(support.message())]
+                with support.ScriptedUpstream(respond=lambda request: answers.pop(0)) as upstream:
+                    with running_gateway(provider(upstream, ("a", "b"))) as gateway:
+                        answer = support.exchange(gateway.port, "POST", "/v1/messages",
+                                                  [JSON_TYPE], MESSAGE)
+                        self.assertEqual((answer.status, answer.header("x-account-email")),
+                                         (200, "b"))
+
+    def test_alone_it_is_told_as_what_it_is(self):
+        body = support.error_body("overloaded_error", "busy")
+        with support.ScriptedUpstream(
+                respond=lambda request: support.json_response(body)) as upstream:
+            with running_gateway(provider(upstream), retry={"max_attempts": 1}) as gateway:
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                self.assertEqual((answer.status, answer.json()["error"]["type"]),
+                                 (529, "overloaded_error"))
+
+
 if __name__ == "__main__":
     unittest.main()
