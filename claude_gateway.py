@@ -207,8 +207,9 @@ STICKY_SECONDS = 3600.0
 MAX_CONVERSATIONS = 20000
 # Names of limits that one answer may tell; Anthropic has eight.
 MAX_LIMITS_COUNT = 16
-# A held stream is let go at these bounds: they are far above what comes before the
-# first content (message_start is 500 bytes), and bound what a broken upstream costs.
+# After so many events the head of a held stream goes down, as after hold_seconds; at so
+# many bytes all of it is let go.  They are far above what comes before the first content
+# (message_start is 500 bytes), and bound what a broken upstream costs.
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 1024 * 1024
 
@@ -8496,7 +8497,7 @@ class Heartbeat(Watch):
                  hold_seconds: float, ping_seconds: float,
                  monotonic: Callable[[], float]) -> None:
         self._peer = peer
-        self._begin = begin
+        self._begin_answer = begin
         self._ping_seconds = ping_seconds
         self._monotonic = monotonic
         self._due = monotonic() + hold_seconds
@@ -8520,11 +8521,17 @@ class Heartbeat(Watch):
         now = self._monotonic()
         if now >= self._due:
             if self._send is None:
-                self._send = self._begin()
+                self._send = self._begin_answer()
             else:
                 self._send(self.PING)
             self._due = self._monotonic() + self._ping_seconds
         return self._due - now
+
+    def begin(self) -> None:
+        """Send the head at once, unless it has gone.  Raises ClientGone."""
+        if self._send is None:
+            self._due = -math.inf
+            self.beat()
 
     def stop(self) -> None:
         """The answer itself goes on from here."""
@@ -8551,13 +8558,19 @@ class RelayBody:
     def hold(self) -> Optional[dict]:
         """Read up to the first content, under bounds; gives an error event that comes before.
 
-        Raises UpstreamError where the stream breaks, or ends, before either.
+        Raises UpstreamError where the stream breaks, or ends, before either.  After
+        MAX_HELD_EVENTS the client has its head and pings; what is held stays held, and
+        can be given up, until it has MAX_HELD_BYTES.
         """
-        tracker = self._tracker
+        tracker, heartbeat = self._tracker, self._exchange.heartbeat
         assert tracker is not None
         pieces, total = [], 0
         while not (tracker.content_started or tracker.complete or self._ended
-                   or tracker.events_count >= MAX_HELD_EVENTS or total >= MAX_HELD_BYTES):
+                   or total >= MAX_HELD_BYTES):
+            if tracker.events_count >= MAX_HELD_EVENTS:
+                if heartbeat is None:
+                    break
+                heartbeat.begin()
             chunk = self._read()
             tracker.feed(chunk)
             pieces.append(chunk)

@@ -344,5 +344,26 @@ class NoMessageTest(unittest.TestCase):
                                  (529, "overloaded_error"))
 
 
+class ManyEventsTest(unittest.TestCase):
+
+    def test_pings_before_content_give_up_nothing(self):
+        ping = gw.encode_sse_event("ping", {"type": "ping"})
+
+        def pings_then_cut(connection):
+            connection.read_request()
+            connection.send(STREAM_HEAD + START + ping * (gw.MAX_HELD_EVENTS + 6))
+            connection.close()
+
+        with support.ScriptedUpstream(pings_then_cut, lambda connection: connection.serve()) as upstream:
+            upstream.respond = lambda request: support.stream_response(support.stream_events())
+            with running_gateway(provider(upstream, accounts=("a", "b"))) as gateway:
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE],
+                                          STREAM_MESSAGE)
+                self.assertEqual(answer.status, 200)
+                self.assertEqual(answer.body.replace(ping, b""), b"".join(
+                    support.stream_events()).replace(ping, b""))
+                self.assertEqual(len(upstream.requests), 2)
+
+
 if __name__ == "__main__":
     unittest.main()
