@@ -8672,9 +8672,18 @@ def status_of_error(event: Mapping[str, Any]) -> int:
     return STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
 
 
+def error_json(event: Mapping[str, Any]) -> bytes:
+    """An error event as JSON; 1e999 in it is read as infinity, which JSON cannot say."""
+    try:
+        return json.dumps(event, allow_nan=False).encode("ascii")
+    except (ValueError, RecursionError):
+        kind = ERROR_TYPES.get(status_of_error(event), "api_error")
+        return json.dumps(anthropic_error(kind, "the upstream's error is no JSON", "")).encode("ascii")
+
+
 def error_answer(lease: Lease, upstream: UpstreamResponse, event: Mapping[str, Any]) -> HttpResponse:
     """An error event, before which nothing has gone down, as the answer that it stands for."""
-    body = json.dumps(dict({"type": "error", "error": {}}, **event)).encode("ascii")
+    body = error_json(dict({"type": "error", "error": {}}, **event))
     response = whole_answer(lease, upstream, body)
     response.status = status_of_error(event)
     response.headers = pairs_without(response.headers, ("content-type", "cache-control"))
@@ -8696,7 +8705,7 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
         value = anthropic_error(ERROR_TYPES.get(response.status, "api_error"), told, exchange.id)
     exchange.record.error = exchange.record.error or "status %d" % response.status
     exchange.record.ended = "upstream_broke"
-    event = encode_sse_event("error", dict({"type": "error"}, **value))
+    event = encode_sse_event("error", json.loads(error_json(dict({"type": "error"}, **value))))
     return HttpResponse(200, (), iter([event])).then(response.close)
 
 

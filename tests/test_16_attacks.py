@@ -365,5 +365,31 @@ class ManyEventsTest(unittest.TestCase):
                 self.assertEqual(len(upstream.requests), 2)
 
 
+class NoJsonErrorTest(unittest.TestCase):
+
+    def test_infinity_in_an_error_event_goes_to_no_client(self):
+        event = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","v":1e999}}\n\n'
+
+        def respond(request):
+            gate.wait("the client to have a head, or to want none")
+            return support.stream_response([event])
+
+        for hold_seconds, status in ((20, 529), (0.05, 200)):
+            gate = support.Gate()
+            with self.subTest(status), support.ScriptedUpstream(respond=respond) as upstream:
+                with running_gateway(provider(upstream), retry={"max_attempts": 1},
+                                     stream={"hold_seconds": hold_seconds}) as gateway:
+                    with support.RawClient(gateway.port) as client:
+                        client.request("POST", "/v1/messages", [JSON_TYPE], STREAM_MESSAGE)
+                        if status == 529:
+                            gate.open()
+                        answer = client.read_head()
+                        gate.open()
+                        client.read_body(answer)
+                    self.assertEqual(answer.status, status)
+                    self.assertIn(b"overloaded_error", answer.body)
+                    self.assertNotIn(b"Infinity", answer.body)
+
+
 if __name__ == "__main__":
     unittest.main()
