@@ -1396,6 +1396,7 @@ class RateLimit(NamedTuple):
 
 LIMIT_HEADER = re.compile(
     r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+LIMIT_STATUS = re.compile("[a-z_]{1,30}")
 UNIFIED_LIMIT = "unified"
 # Paid use beyond a subscription: while it is allowed, a rejected limit rejects nothing.
 OVERAGE_LIMIT = "unified-overage"
@@ -1416,7 +1417,9 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
         if match.group(2) == "reset":
             known = known._replace(reset_in=told_seconds(value, wall_now))
         elif match.group(2) == "status":
-            known = known._replace(status=value[:MAX_TOLD_CHARS].lower())
+            # A word such as allowed_warning; it is shown, so that nothing else is kept.
+            word = LIMIT_STATUS.fullmatch(value.lower())
+            known = known._replace(status=word.group() if word else "")
         elif DECIMAL.fullmatch(value):
             known = known._replace(**{match.group(2): float(value)})
         limits[match.group(1)] = known
@@ -8424,7 +8427,7 @@ class Engine:
                     return value  # an error, whatever the status says
                 if not isinstance(value.get("content"), list):
                     raise UpstreamMalformed("upstream answered with something that is not a message")
-            note_answer(exchange.record, value)
+            note_answer(exchange.record, value, lease)
             return whole_answer(lease, upstream, whole)
         is_messages = is_stream and exchange.record.route == "messages" and upstream.readable
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
@@ -8471,7 +8474,7 @@ class Engine:
             if collector.error is not None:
                 return collector.error
         message = collector.message()
-        note_answer(exchange.record, message)
+        note_answer(exchange.record, message, lease)
         try:
             text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         except (ValueError, RecursionError) as error:
@@ -8658,11 +8661,14 @@ def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provi
     return [provider for provider in providers if provider.accounts or provider in chosen]
 
 
-def note_answer(record: RequestRecord, message: Mapping[str, Any]) -> None:
-    """Write into the record what a whole answer tells."""
+def note_answer(record: RequestRecord, message: Mapping[str, Any], lease: Lease) -> None:
+    """Write into the record what a whole answer tells; not a key that it quotes."""
     record.usage.update(message.get("usage"))
-    reason = message.get("stop_reason")
-    record.stop_reason = reason[:MAX_TOLD_CHARS] if isinstance(reason, str) else ""
+    reason, secret = message.get("stop_reason"), maskable_key(lease)
+    if not isinstance(reason, str):
+        reason = ""
+    record.stop_reason = (reason.replace(secret, "*" * len(secret)) if secret
+                          else reason)[:MAX_TOLD_CHARS]
 
 
 def status_of_error(event: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ import claude_gateway as gw
 from claude_gateway import Config
 from claude_gateway import Gateway
 from tests import support
+from tests.running import ACCOUNT_KEY
 from tests.running import CLIENT_KEY
 from tests.running import JSON_TYPE
 from tests.running import MESSAGE
@@ -389,6 +390,30 @@ class NoJsonErrorTest(unittest.TestCase):
                     self.assertEqual(answer.status, status)
                     self.assertIn(b"overloaded_error", answer.body)
                     self.assertNotIn(b"Infinity", answer.body)
+
+
+class QuotedKeyTest(unittest.TestCase):
+
+    def test_a_key_that_an_upstream_quotes_is_in_no_record(self):
+        def respond(request):
+            key = request.header("x-api-key")
+            events = b"".join(support.stream_events()).replace(b"end_turn", key.encode("ascii"))
+            headers = [("anthropic-ratelimit-tokens-status", key)]
+            if b"stream" in request.body:
+                return support.stream_response([events])
+            return support.json_response(dict(support.message(), stop_reason=key), 200, headers)
+
+        lines = []
+        with support.ScriptedUpstream(respond=respond) as upstream:
+            for collect in ("never", "always"):
+                with running_gateway(provider(upstream), write=lines.append,
+                                     log={"format": "json"}, stream={"collect": collect}) as gateway:
+                    answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE],
+                                              MESSAGE)
+                    self.assertEqual(answer.status, 200)
+                    support.eventually(gateway.records, "the record")
+                    shown = json.dumps([gateway.records(), gateway.accounts()])
+                self.assertNotIn(ACCOUNT_KEY, shown + "".join(lines))
 
 
 if __name__ == "__main__":
