@@ -8367,26 +8367,32 @@ class Engine:
             best.error.message = "%s (%s)" % (best.error.message, best.lease.name)
             best.error.headers = tuple(told)
             raise best.error
+        # The issuer's refusal says more than the upstream's: somebody has to sign in.
         raise NoUsableAccount(
+            "%s (%s)" % (best.error.message, best.lease.name) if best.error is not None else
             "the upstream refused the credential of account %s" % best.lease.name, told)
 
     def _nobody_ready(self, exchange: Exchange, wait: float) -> GatewayError:
         """A 429 of ours: who rests, and when to come back."""
-        resting = ["%s (%s)" % (candidate.name, state["last_error"] or "at its limit")
+        resting = ["%s (%s)" % (candidate.name, state["last_error"] or (
+            "ready" if state["state"] == "ready" and not wait else "at its limit"))
                    for candidate in exchange.attempts.wanted.candidates if candidate.account
                    for state in [self.accounts.snapshot(candidate)] if state["state"] != "out"]
         more = len(resting) - MAX_NAMED_ACCOUNTS
         names = ", ".join(resting[:MAX_NAMED_ACCOUNTS]) + (" and %d more" % more if more > 0 else "")
-        return NobodyReady("no account is ready: %s; the soonest is in %d s"
-                           % (names, math.ceil(wait)), [("retry-after", retry_after_text(wait))])
+        # One may be ready that this request had no attempt left for.
+        said = "no account is ready" if wait > 0 else "no attempt is left"
+        return NobodyReady("%s: %s; the soonest is in %d s"
+                           % (said, names, math.ceil(wait)),
+                           [("retry-after", retry_after_text(wait))])
 
     def _nobody_usable(self, exchange: Exchange) -> GatewayError:
-        """A 502 of ours: there is no account, or each one's credential was refused."""
+        """A 502 of ours: there is no account, or each one's credential is refused."""
         out = [candidate.name for candidate in exchange.attempts.wanted.candidates]
         if not out:
             return NoUsableAccount("no account is configured that could serve %s"
                                    % (exchange.plan.model or exchange.path))
-        return NoUsableAccount("the upstream refused the credential of account %s"
+        return NoUsableAccount("the credential of account %s is refused"
                                % ", ".join(out[:MAX_NAMED_ACCOUNTS]), [("x-should-retry", "false")])
 
     # -- what goes down

@@ -416,5 +416,31 @@ class QuotedKeyTest(unittest.TestCase):
                 self.assertNotIn(ACCOUNT_KEY, shown + "".join(lines))
 
 
+class WordsTest(unittest.TestCase):
+
+    def test_who_refused_is_told(self):
+        with support.ScriptedUpstream() as upstream, support.ScriptedUpstream(
+                respond=lambda request: support.json_response({"error": "invalid_grant"}, 400)
+                ) as issuer, tempfile.TemporaryDirectory() as folder:
+            row = {"name": "a", "token": {
+                "token_url": issuer.url + "/token", "client_id": "c", "refresh_token": "r",
+                "store": os.path.join(folder, "tokens.json")}}
+            with running_gateway(dict(provider(upstream), accounts=[row])) as gateway:
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                self.assertEqual((answer.status, answer.header("x-should-retry")), (502, "false"))
+                self.assertIn("the token issuer refused", answer.json()["error"]["message"])
+                self.assertEqual(upstream.requests, [])
+
+    def test_an_account_that_was_not_asked_is_not_said_to_rest(self):
+        body = support.error_body("authentication_error", "x")
+        with support.ScriptedUpstream(
+                respond=lambda request: support.json_response(body, 401)) as upstream:
+            with running_gateway(provider(upstream, ("a", "b", "c", "d"))) as gateway:
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                self.assertEqual((answer.status, answer.header("retry-after")), (429, "1"))
+                self.assertIn("no attempt is left: anthropic/d (ready)",
+                              answer.json()["error"]["message"])
+
+
 if __name__ == "__main__":
     unittest.main()
