@@ -5096,7 +5096,7 @@ class AccountState:
             self.in_a_row[decision.case] = self.in_a_row.get(decision.case, 0) + 1
         seconds = cooldown.seconds(self.in_a_row.get(decision.case, 1))
         guessed = cooldown.hard and cooldown.first >= MAX_REST_SECONDS
-        if cooldown.told and told is not None:
+        if cooldown.told and told:  # a moment that has passed is no help: its clock is not ours
             seconds, guessed = min(told, MAX_REST_SECONDS), told > MAX_REST_SECONDS
         if seconds <= 0:
             return 0.0
@@ -5529,7 +5529,7 @@ class Attempts:
             case = case_of(outcome)
             assert case.cooldown is not None
             told = outcome.ready_in
-            own = case.cooldown.seconds(self._failures[key]) if told is None else told
+            own = told or case.cooldown.seconds(self._failures[key])
             again_at = now + max(rests, min(own, MAX_REST_SECONDS))
         elif decision.again:
             # Full jitter, so that clients which failed together do not come back so.

@@ -442,5 +442,24 @@ class WordsTest(unittest.TestCase):
                               answer.json()["error"]["message"])
 
 
+class PastResetTest(unittest.TestCase):
+
+    def test_a_429_that_is_over_by_our_clock_rests_all_the_same(self):
+        for told in ("Wed, 01 Jan 2020 00:00:00 GMT", "2020-01-01T00:00:00Z", "1700000000",
+                     "1000000000000", "0"):
+            def respond(request, told=told):
+                if request.header("x-api-key").endswith("-b"):
+                    return support.json_response(support.message())
+                body = support.error_body("rate_limit_error", "x")
+                return support.json_response(body, 429, [("retry-after", told)])
+
+            with self.subTest(told), support.ScriptedUpstream(respond=respond) as upstream:
+                with running_gateway(provider(upstream, ("a", "b")),
+                                     routing={"sticky": False}) as gateway:
+                    for _ in range(5):
+                        support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+                    self.assertEqual(len(upstream.requests), 6)
+
+
 if __name__ == "__main__":
     unittest.main()
