@@ -5507,11 +5507,13 @@ class Attempts:
         self._again_at: dict[tuple[str, str], float] = {}
         self._failures: collections.Counter[tuple[str, str]] = collections.Counter()
         self._hopeless: set[tuple[str, str]] = set()
+        self._renewing_seconds = 0.0
         self._over = False
 
     def step(self) -> Union[Lease, float, None]:
         """What to do now: call with a lease, wait so many seconds, or nothing any more."""
-        if self._over or self.calls_count >= self._retry.max_attempts:
+        if (self._over or self.calls_count >= self._retry.max_attempts
+                or self._renewing_seconds >= COMMAND_SECONDS):
             return None
         found = self._pool.acquire(self.wanted, self._strategy, self._again_at)
         if isinstance(found, Lease):
@@ -5531,9 +5533,13 @@ class Attempts:
         self.calls_count += 1
         self._pool.again(lease)
 
-    def uncounted(self) -> None:
-        """The call was not made after all."""
+    def not_made(self, seconds: float) -> None:
+        """There was no credential to make the call with: that was no call, but took a while.
+
+        As long as one hanging command may take, then no other account is tried.
+        """
         self.calls_count -= 1
+        self._renewing_seconds += seconds
 
     def failed(self, lease: Lease, decision: Decision, outcome: Outcome) -> float:
         """A call did not serve: gives the lease back; the seconds that its account rests."""
@@ -8246,7 +8252,7 @@ class Engine:
             error = failure
             outcome = outcome_of(failure, lease, plan)
             if isinstance(failure, CredentialError):
-                exchange.attempts.uncounted()  # nothing went upstream
+                exchange.attempts.not_made(self._monotonic() - began)
         finally:
             if upstream is not None and (response is None or isinstance(response.body, bytes)):
                 upstream.close()
@@ -10128,6 +10134,10 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
         if event == "stop":
             break
         if event == "reload" or watch.changed():
+            if path and os.path.exists(path) and not os.path.isfile(path):
+                # A pipe would hold up this thread, which is the one that stops us.
+                gateway.note("error", "configuration not reloaded: %s is no plain file" % path)
+                continue
             reload_configuration(gateway, options, environ)
     gateway.stop()
     output.close()

@@ -881,8 +881,17 @@ class AttemptsTest(PoolTestCase):
         self.assertFalse(attempts.may_repeat())
         attempts.failed(lease, gw.decide(answer(529)), answer(529))
         self.assertIsNone(attempts.step())
-        attempts.uncounted()
+        attempts.not_made(0.0)
         self.assertEqual(attempts.step().name, "p/b")
+
+    def test_renewals_that_hang_are_not_tried_one_after_the_other(self):
+        attempts = self.attempts(self.accounts("a", "b", "c"), 1)
+        failed = gw.Outcome("credential")
+        for seconds in (1.0, gw.COMMAND_SECONDS - 1.0):
+            lease = attempts.step()
+            attempts.not_made(seconds)
+            attempts.failed(lease, gw.decide(failed), failed)
+        self.assertIsNone(attempts.step())
 
     def test_ready_in(self):
         wanted = self.accounts("a", "b")
