@@ -217,8 +217,9 @@ MAX_LIMITS_COUNT = 16
 # Signed thinking that waits for the result of its tool calls: a few KB a call.
 MAX_REMEMBERED_CALLS = 2000
 MAX_REMEMBERED_CHARS = 32 * 1024 * 1024
-# A held stream is let go at these bounds: they are far above what comes before the
-# first content (message_start is 500 bytes), and bound what a broken upstream costs.
+# After so many events the head of a held stream goes down, as after hold_seconds; at so
+# many bytes all of it is let go.  They are far above what comes before the first content
+# (message_start is 500 bytes), and bound what a broken upstream costs.
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 1024 * 1024
 
@@ -1405,6 +1406,7 @@ class RateLimit(NamedTuple):
 
 LIMIT_HEADER = re.compile(
     r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+LIMIT_STATUS = re.compile("[a-z_]{1,30}")
 UNIFIED_LIMIT = "unified"
 # Paid use beyond a subscription: while it is allowed, a rejected limit rejects nothing.
 OVERAGE_LIMIT = "unified-overage"
@@ -1425,7 +1427,9 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
         if match.group(2) == "reset":
             known = known._replace(reset_in=told_seconds(value, wall_now))
         elif match.group(2) == "status":
-            known = known._replace(status=value[:MAX_TOLD_CHARS].lower())
+            # A word such as allowed_warning; it is shown, so that nothing else is kept.
+            word = LIMIT_STATUS.fullmatch(value.lower())
+            known = known._replace(status=word.group() if word else "")
         elif DECIMAL.fullmatch(value):
             known = known._replace(**{match.group(2): float(value)})
         limits[match.group(1)] = known
@@ -5109,7 +5113,7 @@ class AccountState:
             self.in_a_row[decision.case] = self.in_a_row.get(decision.case, 0) + 1
         seconds = cooldown.seconds(self.in_a_row.get(decision.case, 1))
         guessed = cooldown.hard and cooldown.first >= MAX_REST_SECONDS
-        if cooldown.told and told is not None:
+        if cooldown.told and told:  # a moment that has passed is no help: its clock is not ours
             seconds, guessed = min(told, MAX_REST_SECONDS), told > MAX_REST_SECONDS
         if seconds <= 0:
             return 0.0
@@ -5127,6 +5131,8 @@ class AccountState:
         What was in a row is over once an answer is whole: streams that all break
         are failures in a row.
         """
+        if is_probe:
+            self.probing = False  # whatever it has shown, the next may find out
         if began < self.failed_at:
             return
         if whole:
@@ -5134,7 +5140,7 @@ class AccountState:
         self.soft_until = min(self.soft_until, now)
         self.last_error = ""
         if is_probe:
-            self.wants_probe = self.probing = self.out = False
+            self.wants_probe = self.out = False
             self.ramp_from, self.ramp_started = now, 1
         elif self.ramp_from > now:
             # It has recovered before its time, so the ramp begins now and not then.
@@ -5194,8 +5200,8 @@ class Wanted(NamedTuple):
     """What one request wants of the pool.
 
     ``session`` is the conversation's key, "" for none; ``models`` are the ids
-    that each provider would be sent; ``paces``: its 429s speak for the account
-    (token counting and other paths have limits of their own).
+    that each provider would be sent; ``paces``: its 429s speak for the account and
+    its 404s for the model (token counting and other paths have limits of their own).
     """
 
     candidates: Sequence[Candidate]
@@ -5212,7 +5218,8 @@ class AccountPool:
         self._monotonic = monotonic
         self._chance = chance
         self._lock = threading.Lock()
-        self._states: dict[tuple[str, str], AccountState] = {}
+        # By account and credential: a request from before a reload has the old key.
+        self._states: dict[tuple[Any, ...], AccountState] = {}
         self._leases_count = 0
         self._turn = 0.0
         # (conversation, model) -> (candidate's key, last use); the oldest go.
@@ -5315,7 +5322,7 @@ class AccountPool:
     def _state(self, candidate: Candidate) -> AccountState:
         if candidate.account is None:
             return AccountState()  # each client's own credential has its own limits
-        return self._states.setdefault(candidate.key, AccountState())
+        return self._states.setdefault(state_key(candidate), AccountState())
 
     def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
@@ -5351,7 +5358,7 @@ class AccountPool:
         """
         now = self._monotonic()
         with self._lock:
-            if wanted.session:
+            if wanted.session and wanted.paces:
                 self._bind(wanted, lease.candidate, now)
             model = wanted.models.get(lease.provider.name, "")
             self._unknown_models.pop((lease.provider.name, model), None)
@@ -5403,7 +5410,7 @@ class AccountPool:
                 return 0.0
             if wanted.paces:
                 self._learn(state, outcome.limits, now)
-            if decision.case == "unknown_model":
+            if decision.case == "unknown_model" and wanted.paces:
                 self._exclude(lease, wanted, now)
             if decision.case in PROVING_CASES and wanted.paces:
                 self._proved(lease, True, now)
@@ -5463,12 +5470,9 @@ class AccountPool:
         with self._lock:
             return self._leases_count
 
-    def retain(self, before: Sequence[Provider], after: Sequence[Provider]) -> None:
+    def retain(self, after: Sequence[Provider]) -> None:
         """A new configuration: accounts that remain keep their state, but none stays out."""
-        known = {candidate.key: candidate for provider in before
-                 for candidate in configured(provider)}
-        kept = [candidate.key for provider in after for candidate in configured(provider)
-                if same_credential(known.get(candidate.key), candidate)]
+        kept = [state_key(candidate) for provider in after for candidate in configured(provider)]
         now = self._monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
@@ -5485,14 +5489,11 @@ def configured(provider: Provider) -> list[Candidate]:
     return [Candidate(provider, account) for account in provider.accounts]
 
 
-def same_credential(before: Optional[Candidate], after: Candidate) -> bool:
-    """Whether an account is asked at the same place with the same key as before."""
-    if before is None or before.account is None or after.account is None:
-        return False
-    return ((before.provider.base_url, before.account.header, before.account.secret.reveal(),
-             before.account.source)
-            == (after.provider.base_url, after.account.header, after.account.secret.reveal(),
-                after.account.source))
+def state_key(candidate: Candidate) -> tuple[Any, ...]:
+    """Whose state it is: an account that is asked at one place with one credential."""
+    account = candidate.account
+    assert account is not None
+    return candidate.key, candidate.provider.base_url, account.header, account.secret, account.source
 
 
 class Attempts:
@@ -5524,11 +5525,13 @@ class Attempts:
         self._again_at: dict[tuple[str, str], float] = {}
         self._failures: collections.Counter[tuple[str, str]] = collections.Counter()
         self._hopeless: set[tuple[str, str]] = set()
+        self._renewing_seconds = 0.0
         self._over = False
 
     def step(self) -> Union[Lease, float, None]:
         """What to do now: call with a lease, wait so many seconds, or nothing any more."""
-        if self._over or self.calls_count >= self._retry.max_attempts:
+        if (self._over or self.calls_count >= self._retry.max_attempts
+                or self._renewing_seconds >= COMMAND_SECONDS):
             return None
         found = self._pool.acquire(self.wanted, self._strategy, self._again_at)
         if isinstance(found, Lease):
@@ -5548,9 +5551,13 @@ class Attempts:
         self.calls_count += 1
         self._pool.again(lease)
 
-    def uncounted(self) -> None:
-        """The call was not made after all."""
+    def not_made(self, seconds: float) -> None:
+        """There was no credential to make the call with: that was no call, but took a while.
+
+        As long as one hanging command may take, then no other account is tried.
+        """
         self.calls_count -= 1
+        self._renewing_seconds += seconds
 
     def failed(self, lease: Lease, decision: Decision, outcome: Outcome) -> float:
         """A call did not serve: gives the lease back; the seconds that its account rests."""
@@ -5562,7 +5569,7 @@ class Attempts:
             case = case_of(outcome)
             assert case.cooldown is not None
             told = outcome.ready_in
-            own = case.cooldown.seconds(self._failures[key]) if told is None else told
+            own = told or case.cooldown.seconds(self._failures[key])
             again_at = now + max(rests, min(own, MAX_REST_SECONDS))
         elif decision.again:
             # Full jitter, so that clients which failed together do not come back so.
@@ -6868,7 +6875,8 @@ def output_of(
     not reaped, and the number of its group belongs to nobody else.
     """
     pieces: list[bytes] = []
-    reader = threading.Thread(target=read_output, args=(process.stdout, pieces), daemon=True,
+    over = threading.Event()
+    reader = threading.Thread(target=read_output, args=(process.stdout, pieces, over), daemon=True,
                               name="key-command")
     deadline = monotonic() + COMMAND_SECONDS
     ended = False
@@ -6881,15 +6889,29 @@ def output_of(
                 if not ended:
                     stopping.wait(RENEWAL_SLICE_SECONDS)
     finally:
+        over.set()
         if not ended:
             kill_group(process)
     return b"".join(pieces) if ended else None
 
 
-def read_output(stream: Any, pieces: list[bytes]) -> None:
-    """Read a pipe to its end or one byte beyond the limit, and close it."""
+def read_output(stream: Any, pieces: list[bytes], over: threading.Event) -> None:
+    """Read a pipe to its end or one byte beyond the limit, and close it.
+
+    What has left the group of the command outlives it, and may hold the pipe for
+    ever: then ``over`` ends the reading (not on Windows, whose pipes cannot be polled).
+    """
+    poller, left_bytes = new_poller(), MAX_COMMAND_OUTPUT_BYTES + 1
+    poller.register(stream.fileno(), POLL_READ)
     with stream:
-        pieces.append(stream.read(MAX_COMMAND_OUTPUT_BYTES + 1))
+        while left_bytes > 0 and not over.is_set():
+            if os.name != "nt" and not poller.poll(RENEWAL_SLICE_SECONDS * 1000):
+                continue
+            piece = os.read(stream.fileno(), left_bytes)
+            if not piece:
+                return
+            pieces.append(piece)
+            left_bytes -= len(piece)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -6994,10 +7016,13 @@ def issuer_fault(who: str, error: UpstreamError) -> CredentialError:
 
 def check_granted(who: str, answer: Answer, wall_now: float) -> None:
     """Pass an answer that grants a token.  Raises CredentialError, CredentialRefused."""
-    code = str(answer.fields.get("error", ""))
+    error = answer.fields.get("error")
+    code = error if isinstance(error, str) else ""  # some say "error": null beside a token
     said = " (%s)" % code if code in GRANT_ERRORS else ""
-    # Some say it with status 200 (GitHub's does).
-    refused = answer.status in (400, 401) or answer.status == 200 and bool(code)
+    # Some say it with status 200 (GitHub's does).  A 400 that is no JSON object is not the
+    # issuer's word: a proxy's, or a log-in page's, must not cost the token for good.
+    refused = answer.status in (400, 401) and bool(answer.fields) or (
+        answer.status == 200 and bool(code))
     if refused and code not in MOMENTARY_GRANT_ERRORS:
         raise CredentialRefused("%s: the token issuer refused to renew it%s: sign in anew, or "
                                 "mend its token settings" % (who, said))
@@ -10158,6 +10183,12 @@ class Result(NamedTuple):
     error: Optional[UpstreamError] = None
 
 
+def outcome_of(error: UpstreamError, lease: Lease, plan: Plan) -> Outcome:
+    """What a call came to that gave no answer."""
+    return Outcome(error.kind, transparent=lease.account is None, repeatable=plan.repeatable,
+                   ready_in=error.retry_after)
+
+
 class Failure(NamedTuple):
     """A call that did not serve: the upstream's answer or our error, and what follows."""
 
@@ -10216,8 +10247,8 @@ class Engine:
 
     def reload(self, config: Config) -> None:
         """Serve another configuration from the next request on; accounts keep their state."""
-        before, self._served = self._served.config, Served(config)
-        self.accounts.retain(before.providers, config.providers)
+        self._served = Served(config)
+        self.accounts.retain(config.providers)
         self._renewal.retain((provider.name, account) for provider in config.providers
                              for account in provider.accounts)
 
@@ -10587,9 +10618,15 @@ class Engine:
         attempts, is_settled = exchange.attempts, False
         try:
             result = self._call(exchange, lease)
-            if result.decision.blame and attempts.may_repeat() and self._renewed(exchange, lease):
-                attempts.repeated(lease)
-                result = self._call(exchange, lease)
+            if result.decision.blame and attempts.may_repeat():
+                renewed = self._renewed(exchange, lease)
+                if renewed is True:
+                    attempts.repeated(lease)
+                    result = self._call(exchange, lease)
+                elif isinstance(renewed, CredentialError):
+                    # The refusal is not the last word: the next key may be had soon.
+                    outcome = outcome_of(renewed, lease, exchange.plan)
+                    result = Result(outcome, decide(outcome), None, renewed)
             if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
                     exchange, lease):
                 attempts.repeated(lease)
@@ -10604,8 +10641,6 @@ class Engine:
                 # A refusal that ends the attempts says when to come back, too.
                 self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
             return self._given(exchange, lease, response)
-        if isinstance(result.error, CredentialError):
-            attempts.uncounted()
         self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
         return Failure(lease, decision, result.error, response)
 
@@ -10616,15 +10651,20 @@ class Engine:
                               % (lease.name, "is out" if decision.blame else "rests",
                                  rests_seconds, decision.case))
 
-    def _renewed(self, exchange: Exchange, lease: Lease) -> bool:
-        """Whether an account whose credential was refused has another one now."""
+    def _renewed(self, exchange: Exchange, lease: Lease) -> Union[bool, CredentialError]:
+        """Whether an account whose credential was refused has another one now.
+
+        An error where it could not be had just now.
+        """
         if lease.account is None or lease.secret is None:
             return False
         try:
             secret = self._renewal.renewed(lease.provider, lease.account, lease.secret,
                                            exchange.watch)
-        except UpstreamError:
+        except CredentialRefused:
             return False  # told in the log by the renewal; the refusal stands
+        except CredentialError as error:
+            return error
         if secret is None:
             return False
         lease.secret = secret
@@ -10643,8 +10683,9 @@ class Engine:
             outcome, response = self._received(exchange, lease, upstream)
         except UpstreamError as failure:
             error = failure
-            outcome = Outcome(failure.kind, transparent=lease.account is None,
-                              repeatable=plan.repeatable, ready_in=failure.retry_after)
+            outcome = outcome_of(failure, lease, plan)
+            if isinstance(failure, CredentialError):
+                exchange.attempts.not_made(self._monotonic() - began)
         finally:
             if upstream is not None and (response is None or isinstance(response.body, bytes)):
                 upstream.close()
@@ -10698,7 +10739,7 @@ class Engine:
         outcome = Outcome("answer", upstream.status, transparent=lease.account is None,
                           repeatable=exchange.plan.repeatable, limits=limits)
         if upstream.status >= 400:
-            body = self._error_body(upstream)
+            body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
             outcome = outcome._replace(
                 final=upstream.headers.get("x-should-retry").lower() == "false",
                 says=error_topic(upstream.status, body),
@@ -10718,14 +10759,14 @@ class Engine:
         says = error_topic(refusal.status, refusal.body)
         return outcome._replace(status=refusal.status, says=says), refusal
 
-    def _error_body(self, upstream: UpstreamResponse) -> bytes:
-        """The body of a refusal; where another account waits it must not take long."""
+    def _error_body(self, upstream: UpstreamResponse, seconds: float) -> bytes:
+        """The body of a refusal, within ``seconds``; where another account waits in less."""
         moves_on = decide(Outcome("answer", upstream.status)).action == "next"
         try:
             if moves_on:
                 return read_at_most(upstream, MAX_ERROR_BODY_BYTES, ERROR_BODY_SECONDS,
                                     self._monotonic)
-            return read_at_most(upstream, MAX_COLLECTED_BYTES)
+            return read_at_most(upstream, MAX_COLLECTED_BYTES, seconds, self._monotonic)
         except ShuttingDown:
             raise
         except UpstreamError as error:
@@ -10766,8 +10807,9 @@ class Engine:
     def _all_failed(self, exchange: Exchange, failures: Sequence[Failure]) -> HttpResponse:
         """The best answer seen; else what went wrong in our words (contract section 9)."""
         hopeless = all(failure.decision.hopeless for failure in failures)
-        if hopeless and exchange.attempts.ready_in(hopeful=True) < math.inf:
-            raise self._nobody_ready(exchange)
+        wait = exchange.attempts.ready_in(hopeful=True) if hopeless else math.inf
+        if wait < math.inf:
+            raise self._nobody_ready(exchange, wait)
         if not failures:
             raise self._nobody_usable(exchange)
         best = max(reversed(failures), key=lambda failure: failure.rank)
@@ -10784,27 +10826,32 @@ class Engine:
             best.error.message = "%s (%s)" % (best.error.message, best.lease.name)
             best.error.headers = tuple(told)
             raise best.error
+        # The issuer's refusal says more than the upstream's: somebody has to sign in.
         raise NoUsableAccount(
+            "%s (%s)" % (best.error.message, best.lease.name) if best.error is not None else
             "the upstream refused the credential of account %s" % best.lease.name, told)
 
-    def _nobody_ready(self, exchange: Exchange) -> GatewayError:
+    def _nobody_ready(self, exchange: Exchange, wait: float) -> GatewayError:
         """A 429 of ours: who rests, and when to come back."""
-        wait = exchange.attempts.ready_in(hopeful=True)
-        resting = ["%s (%s)" % (candidate.name, state["last_error"] or "at its limit")
+        resting = ["%s (%s)" % (candidate.name, state["last_error"] or (
+            "ready" if state["state"] == "ready" and not wait else "at its limit"))
                    for candidate in exchange.attempts.wanted.candidates if candidate.account
                    for state in [self.accounts.snapshot(candidate)] if state["state"] != "out"]
         more = len(resting) - MAX_NAMED_ACCOUNTS
         names = ", ".join(resting[:MAX_NAMED_ACCOUNTS]) + (" and %d more" % more if more > 0 else "")
-        return NobodyReady("no account is ready: %s; the soonest is in %d s"
-                           % (names, math.ceil(wait)), [("retry-after", retry_after_text(wait))])
+        # One may be ready that this request had no attempt left for.
+        said = "no account is ready" if wait > 0 else "no attempt is left"
+        return NobodyReady("%s: %s; the soonest is in %d s"
+                           % (said, names, math.ceil(wait)),
+                           [("retry-after", retry_after_text(wait))])
 
     def _nobody_usable(self, exchange: Exchange) -> GatewayError:
-        """A 502 of ours: there is no account, or each one's credential was refused."""
+        """A 502 of ours: there is no account, or each one's credential is refused."""
         out = [candidate.name for candidate in exchange.attempts.wanted.candidates]
         if not out:
             return NoUsableAccount("no account is configured that could serve %s"
                                    % (exchange.plan.model or exchange.path))
-        return NoUsableAccount("the upstream refused the credential of account %s"
+        return NoUsableAccount("the credential of account %s is refused"
                                % ", ".join(out[:MAX_NAMED_ACCOUNTS]), [("x-should-retry", "false")])
 
     # -- what goes down
@@ -10832,7 +10879,8 @@ class Engine:
                 upstream: UpstreamResponse) -> Union[HttpResponse, dict]:
         """A good answer: collected where it must be whole, else as it comes.
 
-        Gives the error event instead where a stream begins with one.  Raises UpstreamError.
+        Gives the error instead where a stream begins with one, or a 200 is one.  Raises
+        UpstreamError.
         """
         is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
         if is_stream and (exchange.door.collects
@@ -10840,9 +10888,14 @@ class Engine:
             return self._collected(exchange, lease, upstream)
         if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
-            message = checked_answer(upstream.headers, whole)
-            note_answer(exchange.record, message)
-            return whole_answer(lease, upstream, exchange.door.whole(whole, message))
+            value = checked_answer(upstream.headers, whole)
+            if exchange.record.route in MESSAGE_ROUTES and upstream.readable:
+                if isinstance(value.get("error"), dict):
+                    return value  # an error, whatever the status says
+                if not isinstance(value.get("content"), list):
+                    raise UpstreamMalformed("upstream answered with something that is not a message")
+            note_answer(exchange.record, value, lease)
+            return whole_answer(lease, upstream, exchange.door.whole(whole, value))
         is_messages = is_stream and exchange.record.route in MESSAGE_ROUTES and upstream.readable
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
@@ -10893,7 +10946,7 @@ class Engine:
             if collector.error is not None:
                 return collector.error
         message = collector.message()
-        note_answer(exchange.record, message)
+        note_answer(exchange.record, message, lease)
         try:
             text = json.dumps(exchange.door.message(message), separators=(",", ":"),
                               allow_nan=False)
@@ -10919,7 +10972,7 @@ class Heartbeat(Watch):
                  monotonic: Callable[[], float]) -> None:
         self._peer = peer
         self._ping = ping
-        self._begin = begin
+        self._begin_answer = begin
         self._ping_seconds = ping_seconds
         self._monotonic = monotonic
         self._due = monotonic() + hold_seconds
@@ -10943,11 +10996,17 @@ class Heartbeat(Watch):
         now = self._monotonic()
         if now >= self._due:
             if self._send is None:
-                self._send = self._begin()
+                self._send = self._begin_answer()
             else:
                 self._send(self._ping)
             self._due = self._monotonic() + self._ping_seconds
         return self._due - now
+
+    def begin(self) -> None:
+        """Send the head at once, unless it has gone.  Raises ClientGone."""
+        if self._send is None:
+            self._due = -math.inf
+            self.beat()
 
     def stop(self) -> None:
         """The answer itself goes on from here."""
@@ -10974,13 +11033,19 @@ class RelayBody:
     def hold(self) -> Optional[dict]:
         """Read up to the first content, under bounds; gives an error event that comes before.
 
-        Raises UpstreamError where the stream breaks, or ends, before either.
+        Raises UpstreamError where the stream breaks, or ends, before either.  After
+        MAX_HELD_EVENTS the client has its head and pings; what is held stays held, and
+        can be given up, until it has MAX_HELD_BYTES.
         """
-        tracker = self._tracker
+        tracker, heartbeat = self._tracker, self._exchange.heartbeat
         assert tracker is not None
         pieces, total = [], 0
         while not (tracker.content_started or tracker.complete or self._ended
-                   or tracker.events_count >= MAX_HELD_EVENTS or total >= MAX_HELD_BYTES):
+                   or total >= MAX_HELD_BYTES):
+            if tracker.events_count >= MAX_HELD_EVENTS:
+                if heartbeat is None:
+                    break
+                heartbeat.begin()
             chunk = self._read()
             pieces.append(self._translated(chunk))
             self._observe(chunk)
@@ -11127,11 +11192,14 @@ def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provi
     return [provider for provider in providers if provider.accounts or provider in chosen]
 
 
-def note_answer(record: RequestRecord, message: Mapping[str, Any]) -> None:
-    """Write into the record what a whole answer tells."""
+def note_answer(record: RequestRecord, message: Mapping[str, Any], lease: Lease) -> None:
+    """Write into the record what a whole answer tells; not a key that it quotes."""
     record.usage.update(message.get("usage"))
-    reason = message.get("stop_reason")
-    record.stop_reason = reason[:MAX_TOLD_CHARS] if isinstance(reason, str) else ""
+    reason, secret = message.get("stop_reason"), maskable_key(lease)
+    if not isinstance(reason, str):
+        reason = ""
+    record.stop_reason = (reason.replace(secret, "*" * len(secret)) if secret
+                          else reason)[:MAX_TOLD_CHARS]
 
 
 def status_of_error(event: Mapping[str, Any]) -> int:
@@ -11141,9 +11209,18 @@ def status_of_error(event: Mapping[str, Any]) -> int:
     return STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
 
 
+def error_json(event: Mapping[str, Any]) -> bytes:
+    """An error event as JSON; 1e999 in it is read as infinity, which JSON cannot say."""
+    try:
+        return json.dumps(event, allow_nan=False).encode("ascii")
+    except (ValueError, RecursionError):
+        kind = ERROR_TYPES.get(status_of_error(event), "api_error")
+        return json.dumps(anthropic_error(kind, "the upstream's error is no JSON", "")).encode("ascii")
+
+
 def error_answer(lease: Lease, upstream: UpstreamResponse, event: Mapping[str, Any]) -> HttpResponse:
     """An error event, before which nothing has gone down, as the answer that it stands for."""
-    body = json.dumps(dict({"type": "error", "error": {}}, **event)).encode("ascii")
+    body = error_json(dict({"type": "error", "error": {}}, **event))
     response = whole_answer(lease, upstream, body)
     response.status = status_of_error(event)
     response.headers = pairs_without(response.headers, ("content-type", "cache-control"))
@@ -11165,7 +11242,7 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
             "upstream answered with status %d and no stream" % response.status), exchange.id)
     exchange.record.error = exchange.record.error or "status %d" % response.status
     exchange.record.ended = "upstream_broke"
-    event = exchange.door.last_words(value)
+    event = exchange.door.last_words(json.loads(error_json(value)))
     exchange.record.bytes_out = len(event)
     return HttpResponse(200, (), iter([event])).then(response.close)
 
@@ -12066,7 +12143,9 @@ class Gateway:
         their state.  Raises ConfigError, and then changes nothing.
         """
         assert self._engine is not None
-        fault = startup_fault(config)
+        # It must be one to start with, and one for where we listen until then.
+        fault = startup_fault(config) or startup_fault(
+            config._replace(host=self.config.host, port=self.port))
         if fault:
             raise ConfigError([fault])
         notes = ["%s: %s needs a restart; still %s" % (name, new, old) for name, old, new in (
@@ -12548,11 +12627,18 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     for line in banner_lines(gateway, config, path, options.quiet):
         output(line)
     watch = FileWatch(path)
+    # A file that was found is named from now on: were it gone, the defaults would have
+    # neither keys nor accounts.
+    options.config = path or options.config
     while True:
         event = signals.next(FILE_LOOK_SECONDS if path else None)
         if event == "stop":
             break
         if event == "reload" or watch.changed():
+            if path and os.path.exists(path) and not os.path.isfile(path):
+                # A pipe would hold up this thread, which is the one that stops us.
+                gateway.note("error", "configuration not reloaded: %s is no plain file" % path)
+                continue
             reload_configuration(gateway, options, environ)
     gateway.stop()
     output.close()

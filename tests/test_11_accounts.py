@@ -94,7 +94,7 @@ class RestTest(PoolTestCase):
         (gw.Outcome("silent"), [30, 30, 30]),
         (answer(429), [5, 10, 20, 40, 80, 160, 300, 300]),
         (answer(429, ready_in=7.0), [7, 7]),
-        (answer(429, ready_in=0.0), [0, 0]),
+        (answer(429, ready_in=0.0), [5, 10]),
         (answer(429, ready_in=86400.0), [1800, 1800]),
         (answer(429, says="credit", ready_in=7.0), [1800, 1800]),
         (answer(529), [0, 2, 4, 8, 16, 32, 60, 60]),
@@ -239,7 +239,6 @@ class HardAndSoftTest(PoolTestCase):
         rather = gw.RATHER_WAIT_SECONDS
         table = [
             # b's rest is certain: its end is waited for only where it is near.
-            (0.0, "p/b", 0.0),
             (rather / 2, None, rather / 2),
             (rather + 0.5, "p/a", 0.0),
             (60.0, "p/a", 0.0),
@@ -638,7 +637,7 @@ class StickyTest(PoolTestCase):
 class RetainTest(PoolTestCase):
 
     def reload(self, before, after):
-        self.pool.retain([before], [after])
+        self.pool.retain([after])
 
     def test_who_remains_keeps_its_state(self):
         row = provider("p", {"name": "a"})
@@ -686,7 +685,7 @@ class RetainTest(PoolTestCase):
         rows = [provider("p", {"name": "a"}), provider("q", {"name": "a"})]
         wanted = self.wanted(*rows)
         self.broken(wanted, answer(404, says="model"))
-        self.pool.retain(rows, rows)
+        self.pool.retain(rows)
         self.assertEqual(self.lease(wanted).name, "p/a")
 
     def test_a_lease_from_before_is_given_back_well(self):
@@ -882,8 +881,17 @@ class AttemptsTest(PoolTestCase):
         self.assertFalse(attempts.may_repeat())
         attempts.failed(lease, gw.decide(answer(529)), answer(529))
         self.assertIsNone(attempts.step())
-        attempts.uncounted()
+        attempts.not_made(0.0)
         self.assertEqual(attempts.step().name, "p/b")
+
+    def test_renewals_that_hang_are_not_tried_one_after_the_other(self):
+        attempts = self.attempts(self.accounts("a", "b", "c"), 1)
+        failed = gw.Outcome("credential")
+        for seconds in (1.0, gw.COMMAND_SECONDS - 1.0):
+            lease = attempts.step()
+            attempts.not_made(seconds)
+            attempts.failed(lease, gw.decide(failed), failed)
+        self.assertIsNone(attempts.step())
 
     def test_ready_in(self):
         wanted = self.accounts("a", "b")
