@@ -10175,7 +10175,7 @@ class Engine:
         request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
-        if exchange.path == CHAT_PATH:
+        if find_routes(exchange.path) is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
         return exchange
