@@ -10392,7 +10392,7 @@ class Engine:
             assert begin is not None
             # An iterable: no bytes would be a body of length 0.
             head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
-                                      *STREAM_HEADERS], iter(()))
+                                      *STREAM_HEADERS, *exchange.door.headers], iter(()))
             return begin(self._with_our_headers(exchange, head))
 
         exchange.heartbeat = Heartbeat(
