@@ -9880,7 +9880,12 @@ class ChatDoor(Door):
             self._chat.json_tool, self._chat.custom_tools, self._chat.legacy, self._wants_json)
 
     def whole(self, body: bytes, message: Mapping[str, Any]) -> bytes:
-        """A message that came whole although a stream was asked for."""
+        """A message that came whole although a stream was asked for.
+
+        What is no message, such as an error under status 200, must not look like an empty one.
+        """
+        if not isinstance(message.get("content"), list):
+            raise UpstreamMalformed("upstream answered with something that is not a message")
         if not self.collects:
             raise UpstreamMalformed("upstream answered without the stream that was asked for")
         return plain_json(self.message(message))
