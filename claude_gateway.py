@@ -9897,12 +9897,14 @@ class ChatDoor(Door):
         Anthropic's OAuth tokens, which are Bearer there, too, say what they are.
         """
         def taken(name: str, value: str) -> tuple[str, str]:
-            key = bearer_credential(value) if name.lower() == "authorization" else ""
+            name = name.lower()
+            key = bearer_credential(value) if name == "authorization" else ""
             if provider.credential_header != "x-api-key" or not key or "-oat" in key[:16]:
                 return name, value
             return "x-api-key", key
 
-        return [taken(name, value) for name, value in own]
+        # One key in both places goes up once.
+        return list(dict.fromkeys(taken(name, value) for name, value in own))
 
     def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
               is_messages: bool) -> RelayBody:
