@@ -148,6 +148,9 @@ SEND_BYTES = 256 * 1024
 MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 # An upstream's error body is kept while other accounts are tried.
 MAX_ERROR_BODY_BYTES = 1024 * 1024
+# All of a message has come, only the end of its body has not: awaited no longer, so
+# that the connection can serve again, but nobody waits for it.
+END_SECONDS = 1.0
 # How long such an error body may take: the next account is waiting meanwhile.
 ERROR_BODY_SECONDS = 3.0
 # What one step of decompression may put out; a bomb then costs time, not memory.
@@ -10817,13 +10820,17 @@ class Engine:
         UpstreamError where the stream breaks: nothing of it has gone down yet.
         """
         collector = MessageCollector()
-        while True:
-            data = upstream.read()
-            if not data:
-                break
-            collector.feed(data)
-            if collector.error is not None:
-                return collector.error
+        try:
+            while True:
+                data = upstream.read(END_SECONDS if collector.complete else None)
+                if not data:
+                    break
+                collector.feed(data)
+                if collector.error is not None:
+                    return collector.error
+        except UpstreamError:
+            if not collector.complete:
+                raise
         message = collector.message()
         note_answer(exchange.record, message)
         try:
