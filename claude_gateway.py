@@ -10931,9 +10931,13 @@ class RelayBody:
 
     def _read(self) -> bytes:
         """The next bytes to go down; sets ``_ended`` at the end of the body."""
-        data = self._upstream.read()
+        data = self._upstream.read(self._patience())
         self._ended = not data
         return self._mask.feed(data) if data else self._mask.close()
+
+    def _patience(self) -> Optional[float]:
+        """How long to wait for the next bytes; None for as long as the settings say."""
+        return None
 
     def _translated(self, chunk: bytes) -> bytes:
         """What goes down of the next bytes: the very same."""
@@ -11023,24 +11027,42 @@ class ChatBody(RelayBody):
         self._remember = remember
 
     def _translated(self, chunk: bytes) -> bytes:
-        """The frames for the events in the next bytes."""
-        tracker = self._tracker
+        """The frames for the events in the next bytes.
+
+        The end is said as soon as it is known: clients wait for it, and go on
+        with the next round at once.  Raises UpstreamMalformed.
+        """
+        tracker, chat = self._tracker, self._chat
         assert tracker is not None
         frames = []
         for event in tracker.events(chunk):
             tracker.look(event)
-            frames.append(self._chat.feed(event))
+            # While the model thinks unseen nothing else keeps the client alive.
+            is_ping = event.type == "ping" and not chat.complete
+            frames.append(PING_COMMENT if is_ping else chat.feed(event))
+            if chat.failure is not None and tracker.error is None:
+                # An event that cannot be read counts as an error of the upstream's.
+                tracker.look(SseEvent("error", plain_json(chat.failure)))
+        if chat.complete:
+            frames.append(self._ending())
+        elif tracker.blind:
+            raise UpstreamMalformed("an event of the upstream's stream is larger than %d bytes"
+                                    % MAX_SSE_EVENT_BYTES)
         return b"".join(frames)
+
+    def _patience(self) -> Optional[float]:
+        """Nothing comes behind the end but the end of the body."""
+        return END_SECONDS if self._chat.complete else None
 
     def _observe(self, chunk: bytes) -> None:
         """It was looked at when it was translated."""
 
     def _ending(self) -> bytes:
-        """The last chunks; an event that was too large to be read is missing from them."""
-        if not self._chat.complete:
-            return self._chat.error(502, "api_error", "an event of the upstream was too large")
-        self._remember(self._chat.tool_ids, self._chat.thinking_blocks)
-        return self._chat.finish()
+        """What ends a whole stream, the first time that it is asked for."""
+        last = self._chat.finish()
+        if last:
+            self._remember(self._chat.tool_ids, self._chat.thinking_blocks)
+        return last
 
     def _broken(self, error: UpstreamError) -> bytes:
         """Frames are always whole: the error is the next one."""
