@@ -148,11 +148,11 @@ SEND_BYTES = 256 * 1024
 MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 # An upstream's error body is kept while other accounts are tried.
 MAX_ERROR_BODY_BYTES = 1024 * 1024
+# How long such an error body may take: the next account is waiting meanwhile.
+ERROR_BODY_SECONDS = 3.0
 # All of a message has come, only the end of its body has not: awaited no longer, so
 # that the connection can serve again, but nobody waits for it.
 END_SECONDS = 1.0
-# How long such an error body may take: the next account is waiting meanwhile.
-ERROR_BODY_SECONDS = 3.0
 # What one step of decompression may put out; a bomb then costs time, not memory.
 MAX_INFLATED_STEP_BYTES = 1024 * 1024
 
@@ -9838,20 +9838,32 @@ class ChatDoor(Door):
     dropped_prefixes = ("openai-",)
     passes_query = False
 
-    def __init__(self, completion_id: str, created: int, memory: ToolMemory,
+    def __init__(self, completion_id: str, created: int, memory: ToolMemory, owner: str = "",
                  chat: Optional[ChatRequest] = None, wants_json: bool = False) -> None:
         self._completion_id = completion_id
         self._created = created
         self._memory = memory
+        self._owner = owner
         self._chat = chat
         self._wants_json = wants_json
         self.collects = chat is not None and not chat.stream
         if chat is not None and chat.ignored:
             self.headers = [("X-Gateway-Ignored", ", ".join(chat.ignored))]
 
+    def owned(self, exchange: Exchange) -> ChatDoor:
+        """The same door for a client that is known: what is remembered is its own.
+
+        Some vendors number their calls, so that ids of two clients may be the same.
+        """
+        owner = exchange.record.key and "key " + exchange.record.key or "own " + " ".join(
+            value for _, value in exchange.own_credentials)
+        return ChatDoor(self._completion_id, self._created, self._memory,
+                        fingerprint(owner)[:16] + " ")
+
     def understood(self, chat: ChatRequest, wants_json: bool) -> ChatDoor:
-        """The same door for the request that it turned out to be."""
-        return ChatDoor(self._completion_id, self._created, self._memory, chat, wants_json)
+        """The same door for the request that it turned out to be, without its large parts."""
+        return ChatDoor(self._completion_id, self._created, self._memory, self._owner,
+                        chat._replace(body={"model": chat.body["model"]}), wants_json)
 
     def refusal(self, error: GatewayError, request_id: str) -> dict:
         """The body of an error of ours; ChatError knows the field at fault."""
@@ -9923,7 +9935,11 @@ class ChatDoor(Door):
     def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
         """Keep the signed thinking before tool calls: chat clients cannot send it back."""
         if tool_ids and blocks:
-            self._memory.remember(tool_ids, blocks)
+            self._memory.remember([self._owner + tool_id for tool_id in tool_ids], blocks)
+
+    def recall(self, tool_id: str) -> Optional[list[dict]]:
+        """What was kept of the turn with a tool call."""
+        return self._memory.recall(self._owner + tool_id)
 
     def last_words(self, error: Mapping[str, Any]) -> bytes:
         """An error within a stream, and its end."""
@@ -10370,10 +10386,11 @@ class Engine:
             values = JsonDocument.parse(self._needed_body(exchange)).values()
         except ValueError as error:
             raise RequestError(400, "invalid JSON: %s" % error) from None
-        chat = translate_chat(values, self._tool_memory.recall)
-        wanted = values.get("response_format")
         assert isinstance(exchange.door, ChatDoor)
-        exchange.door = exchange.door.understood(
+        door = exchange.door.owned(exchange)
+        chat = translate_chat(values, door.recall)
+        wanted = values.get("response_format")
+        exchange.door = door.understood(
             chat, isinstance(wanted, dict) and wanted.get("type") == "json_object")
         exchange.body, exchange.betas = chat.body, chat.betas
         model = exchange.record.model = chat.body["model"]
