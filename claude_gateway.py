@@ -9972,6 +9972,8 @@ class Exchange:
         self.edits: list[str] = []
         self.betas: tuple[str, ...] = ()
         self.door: Door = MESSAGES_DOOR
+        # Where they hang on the provider's model: body and door by provider.
+        self.readings: dict[str, tuple[Body, Door]] = {}
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
 
@@ -10077,6 +10079,12 @@ def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
     if mapped is not None and model_generation(mapped) is not None:
         return alias, True
     return split_thinking(asked)
+
+
+def rules_model(provider: Provider, asked: str) -> str:
+    """The id by whose rules a provider is spoken to: its own, with the suffix if that is meant."""
+    stem, wants_thinking = stem_for(provider, asked)
+    return provider.upstream_model(stem) + (THINKING_SUFFIX if wants_thinking else "")
 
 
 def asks_above(body: Body, limit: int) -> bool:
@@ -10388,16 +10396,25 @@ class Engine:
             raise RequestError(400, "invalid JSON: %s" % error) from None
         assert isinstance(exchange.door, ChatDoor)
         door = exchange.door.owned(exchange)
-        chat = translate_chat(values, door.recall)
-        wanted = values.get("response_format")
-        exchange.door = door.understood(
-            chat, isinstance(wanted, dict) and wanted.get("type") == "json_object")
+        asked = parse_fields(values)
+        model = exchange.record.model = asked["model"]
+        providers = candidate_providers(exchange.served.config, model)
+        # An alias says nothing of what the model behind it takes: read once for each such model.
+        rules = {provider.name: rules_model(provider, model) for provider in providers}
+        chats = {name: translate_chat(values, door.recall, name)
+                 for name in dict.fromkeys(rules.values() or [model])}
+        chat = next(iter(chats.values()))
+        wanted = asked.get("response_format")
+        is_json = wanted is not None and wanted.type == "json_object"
+        exchange.readings = {
+            name: (chats[rule].body, door.understood(chats[rule], is_json))
+            for name, rule in rules.items()}
+        exchange.door = door.understood(chat, is_json)
         exchange.body, exchange.betas = chat.body, chat.betas
-        model = exchange.record.model = chat.body["model"]
         if chat.stream:
             self._keep_alive(exchange)
-        providers = candidate_providers(exchange.served.config, model)
-        bodies = {provider.name: self._prepared(exchange, chat.body, provider, "never")
+        bodies = {provider.name: self._prepared(
+            exchange, chats[rules[provider.name]].body, provider, "never")
                   for provider in providers}
         return self._attempts(exchange, Plan(providers, model, "/v1/messages", bodies))
 
@@ -10459,7 +10476,7 @@ class Engine:
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
         if exchange.record.bytes_in > MAX_CALIBRATED_BYTES:
-            exchange.body, exchange.spell = None, plain_json
+            exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
 
     def _learn(self, exchange: Exchange) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
@@ -10764,6 +10781,8 @@ class Engine:
     def _take_over(self, exchange: Exchange, lease: Lease) -> None:
         """Write into the record who answers."""
         prepared_body = exchange.plan.bodies[lease.provider.name]
+        exchange.body, exchange.door = exchange.readings.get(
+            lease.provider.name, (exchange.body, exchange.door))
         exchange.record.provider = lease.provider.name
         exchange.record.account = lease.account.name if lease.account else ""
         exchange.record.mapped_model = prepared_body.model
@@ -11057,9 +11076,11 @@ class ChatBody(RelayBody):
             # While the model thinks unseen nothing else keeps the client alive.
             is_ping = event.type == "ping" and not chat.complete
             frames.append(PING_COMMENT if is_ping else chat.feed(event))
-            if chat.failure is not None and tracker.error is None:
-                # An event that cannot be read counts as an error of the upstream's.
-                tracker.look(SseEvent("error", plain_json(chat.failure)))
+            if chat.failure is not None:
+                if tracker.error is None:
+                    # An event that cannot be read counts as an error of the upstream's.
+                    tracker.look(SseEvent("error", plain_json(chat.failure)))
+                break  # what trails behind it is nobody's
         if chat.complete:
             frames.append(self._ending())
         elif tracker.blind:
