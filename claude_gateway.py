@@ -7709,9 +7709,12 @@ class ToolMemory:
 
     def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
         """Keep a turn's thinking blocks under the ids of its calls; what is no thinking is not."""
-        kept = tuple(block for block in blocks if block_type(block) in THINKING_TYPES)
-        chars = sum(len(value) for block in kept for value in block.values()
-                    if isinstance(value, str))
+        # Texts, and no lists or objects, which would need a bound of their own.
+        kept = tuple({name: value for name, value in block.items()
+                      if value is None or isinstance(value, (bool, int, str))}
+                     for block in blocks if block_type(block) in THINKING_TYPES)
+        chars = sum(len(name) + len(value) if isinstance(value, str) else len(name) + 8
+                    for block in kept for name, value in block.items())
         if not kept or chars > self._max_chars:
             return
         with self._lock:

@@ -1043,6 +1043,18 @@ class ToolLoopTest(ChatTest):
             self.assertEqual([block["type"] for block in self.content(played)], ["tool_use"])
             self.assertIn("thinking_signature", played.records(2)[1]["edits"])
 
+    def test_its_bound_holds_whatever_a_block_has(self):
+        """An upstream may hang anything on its blocks; only texts are kept, and counted."""
+        memory = gw.ToolMemory(max_calls=100, max_chars=10000)
+        for number in range(1000):
+            memory.remember(["t%d" % number], [{
+                "type": "thinking", "thinking": "", "signature": "s", "more": [["x"] * 1000],
+                "name%d" % number * 10: None, "note": "n" * 100}])
+        kept = [memory.recall("t%d" % number) for number in range(1000)]
+        size = sum(len(str(blocks)) for blocks in kept if blocks)
+        self.assertTrue(5000 < size < 20000, size)
+        self.assertEqual(kept[-1][0]["note"], "n" * 100)
+
     def test_clients_do_not_share_it(self):
         """Some vendors number their calls: two clients may hold one id."""
         keys = {"auth": {"mode": "strict", "api_keys": [
