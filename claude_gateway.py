@@ -11089,7 +11089,8 @@ class ChatBody(RelayBody):
         elif tracker.blind:
             raise UpstreamMalformed("an event of the upstream's stream is larger than %d bytes"
                                     % MAX_SSE_EVENT_BYTES)
-        return b"".join(frames)
+        # Pieces that are kept for later (a custom tool's input) must not look like silence.
+        return b"".join(frames) or (PING_COMMENT if frames else b"")
 
     def _patience(self) -> Optional[float]:
         """Nothing comes behind the end but the end of the body."""

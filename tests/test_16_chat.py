@@ -843,6 +843,30 @@ class HoldTest(ChatTest):
             gate.open()
             self.assert_whole(body + rest_of(client), "from a")
 
+    def test_input_that_is_kept_back_keeps_the_client_alive(self):
+        """A custom tool is called with the text that its JSON holds, once that has come."""
+        gate = support.Gate()
+        block = {"type": "tool_use", "id": "t1", "name": "patch", "input": {}}
+        begun, piece, stop = block_events(0, block, {
+            "type": "input_json_delta", "partial_json": '{"input": "x"}'})
+
+        def act(connection, request):
+            connection.send(support.SSE_HEAD + support.chunk(START + begun))
+            for _ in range(3):
+                connection.send(support.chunk(piece[:40]) + support.chunk(piece[40:]))
+                gate.wait("the client to have a comment")
+            connection.send(support.chunk(stop + b"".join(ending("tool_use"))) + support.LAST_CHUNK)
+            return True
+
+        tools = [{"type": "custom", "custom": {"name": "patch"}}]
+        with play({"a": [act]}) as played, client_of(played, tools=tools) as client:
+            client.read_head()
+            client.read_chunk()
+            self.assertEqual(client.read_chunk(), PING)
+            gate.open()
+            frames = frames_of(rest_of(client))
+            self.assertEqual(frames[-2]["choices"][0]["finish_reason"], "tool_calls")
+
     def test_break_after_content_is_one_error_frame(self):
         content = [START, CONTENT, good_events("a")[3]]
         for name, fault, kind in (
