@@ -845,16 +845,16 @@ class HoldTest(ChatTest):
 
     def test_input_that_is_kept_back_keeps_the_client_alive(self):
         """A custom tool is called with the text that its JSON holds, once that has come."""
-        gate = support.Gate()
+        gates = [support.Gate(), support.Gate()]
         block = {"type": "tool_use", "id": "t1", "name": "patch", "input": {}}
         begun, piece, stop = block_events(0, block, {
             "type": "input_json_delta", "partial_json": '{"input": "x"}'})
 
         def act(connection, request):
             connection.send(support.SSE_HEAD + support.chunk(START + begun))
-            for _ in range(3):
-                connection.send(support.chunk(piece[:40]) + support.chunk(piece[40:]))
-                gate.wait("the client to have a comment")
+            gates[0].wait("the client to have the call")
+            connection.send(support.chunk(piece))
+            gates[1].wait("the client to have a comment")
             connection.send(support.chunk(stop + b"".join(ending("tool_use"))) + support.LAST_CHUNK)
             return True
 
@@ -862,8 +862,9 @@ class HoldTest(ChatTest):
         with play({"a": [act]}) as played, client_of(played, tools=tools) as client:
             client.read_head()
             client.read_chunk()
+            gates[0].open()
             self.assertEqual(client.read_chunk(), PING)
-            gate.open()
+            gates[1].open()
             frames = frames_of(rest_of(client))
             self.assertEqual(frames[-2]["choices"][0]["finish_reason"], "tool_calls")
 
