@@ -150,6 +150,9 @@ MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BODY_BYTES = 1024 * 1024
 # How long such an error body may take: the next account is waiting meanwhile.
 ERROR_BODY_SECONDS = 3.0
+# All of a message has come, only the end of its body has not: awaited no longer, so
+# that the connection can serve again, but nobody waits for it.
+END_SECONDS = 1.0
 # What one step of decompression may put out; a bomb then costs time, not memory.
 MAX_INFLATED_STEP_BYTES = 1024 * 1024
 
@@ -7732,9 +7735,12 @@ class ToolMemory:
 
     def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
         """Keep a turn's thinking blocks under the ids of its calls; what is no thinking is not."""
-        kept = tuple(block for block in blocks if block_type(block) in THINKING_TYPES)
-        chars = sum(len(value) for block in kept for value in block.values()
-                    if isinstance(value, str))
+        # Texts, and no lists or objects, which would need a bound of their own.
+        kept = tuple({name: value for name, value in block.items()
+                      if value is None or isinstance(value, (bool, int, str))}
+                     for block in blocks if block_type(block) in THINKING_TYPES)
+        chars = sum(len(name) + len(value) if isinstance(value, str) else len(name) + 8
+                    for block in kept for name, value in block.items())
         if not kept or chars > self._max_chars:
             return
         with self._lock:
@@ -9820,22 +9826,10 @@ class Door:
     dropped_prefixes: tuple[str, ...] = ()
     passes_query = True
 
-    @property
-    def headers(self) -> Sequence[tuple[str, str]]:
-        """Told to the client beside who answered."""
-        return ()
-
-    @property
-    def betas(self) -> tuple[str, ...]:
-        """What the body needs in ``anthropic-beta``."""
-        return ()
-
-    def choose(self, provider: Provider) -> None:
-        """Whom the next call goes to."""
-
-    def body_for(self, provider: Provider) -> Optional[Body]:
-        """The request in a provider's terms, before its repairs; None for the client's own."""
-        return None
+    # Told to the client beside who answered.
+    headers: Sequence[tuple[str, str]] = ()
+    # What the body needs in ``anthropic-beta``.
+    betas: tuple[str, ...] = ()
 
     def refusal(self, error: GatewayError, request_id: str) -> dict:
         """The body of an error of ours."""
@@ -9875,8 +9869,8 @@ CHAT_PATH = "/v1/chat/completions"
 class ChatDoor(Door):
     """The words of OpenAI's chat completions (section 15), for one request.
 
-    ``chats`` are what the request is for each provider, whose models may follow
-    other rules; there are none until it has been understood.
+    ``chat`` is the request in one provider's terms, None until it is understood;
+    ``owner`` begins the names under which its thinking is remembered.
     """
 
     ping = PING_COMMENT
@@ -9884,58 +9878,33 @@ class ChatDoor(Door):
     dropped_prefixes = ("openai-",)
     passes_query = False
 
-    def __init__(self, completion_id: str, created: int, memory: ToolMemory,
-                 key_name: str = "", chats: Mapping[str, ChatRequest] = {},
-                 wants_json: bool = False) -> None:
+    def __init__(self, completion_id: str, created: int, memory: ToolMemory, owner: str = "",
+                 chat: Optional[ChatRequest] = None, wants_json: bool = False) -> None:
         self._completion_id = completion_id
         self._created = created
         self._memory = memory
-        self._key_name = key_name
-        self._chats = chats
+        self._owner = owner
+        self._chat = chat
         self._wants_json = wants_json
-        self._chat = next(iter(chats.values()), None)
-        self.collects = self._chat is not None and not self._chat.stream
+        if chat is not None:
+            self.collects = not chat.stream
+            self.betas = chat.betas
+            self.headers = [("X-Gateway-Ignored", ", ".join(chat.ignored))] if chat.ignored else ()
 
-    @property
-    def headers(self) -> Sequence[tuple[str, str]]:
-        """The fields that meant nothing to the upstream."""
-        ignored = self._chat.ignored if self._chat is not None else ()
-        return [("X-Gateway-Ignored", ", ".join(ignored))] if ignored else []
+    def owned(self, exchange: Exchange) -> ChatDoor:
+        """The same door for a client that is known: what is remembered is its own.
 
-    @property
-    def betas(self) -> tuple[str, ...]:
-        """What the body needs in ``anthropic-beta``."""
-        return self._chat.betas if self._chat is not None else ()
+        Some vendors number their calls, so that ids of two clients may be the same.
+        """
+        owner = exchange.record.key and "key " + exchange.record.key or "own " + " ".join(
+            value for _, value in exchange.own_credentials)
+        return ChatDoor(self._completion_id, self._created, self._memory,
+                        fingerprint(owner)[:16] + " ")
 
-    def choose(self, provider: Provider) -> None:
-        """Whom the next call goes to."""
-        self._chat = self._chats.get(provider.name, self._chat)
-
-    def body_for(self, provider: Provider) -> Optional[Body]:
-        """The request in a provider's terms."""
-        return self._chats[provider.name].body
-
-    def understood(self, values: Mapping[str, Any], providers: Sequence[Provider],
-                   key_name: str) -> ChatDoor:
-        """The same door for what the request says.  Raises ChatError."""
-        variants: dict[tuple[str, bool], ChatRequest] = {}
-        chats: dict[str, ChatRequest] = {}
-        recall = partial(self._recalled, key_name)
-        for provider in providers:
-            variant = (chat_rules_model(provider, values["model"]),
-                       provider.preset == "anthropic")
-            if variant not in variants:
-                variants[variant] = translate_chat(values, recall, *variant)
-            chats[provider.name] = variants[variant]
-        if not providers:
-            chats[""] = translate_chat(values, recall)
-        wanted = values.get("response_format")
-        return ChatDoor(self._completion_id, self._created, self._memory, key_name, chats,
-                        isinstance(wanted, dict) and wanted.get("type") == "json_object")
-
-    def _recalled(self, key_name: str, tool_id: str) -> Optional[list[dict]]:
-        """What is remembered of one client's tool call; nobody is given another's thoughts."""
-        return self._memory.recall("%s\0%s" % (key_name, tool_id))
+    def understood(self, chat: ChatRequest, wants_json: bool) -> ChatDoor:
+        """The same door for the request that it turned out to be, without its large parts."""
+        return ChatDoor(self._completion_id, self._created, self._memory, self._owner,
+                        chat._replace(body={"model": chat.body["model"]}), wants_json)
 
     def refusal(self, error: GatewayError, request_id: str) -> dict:
         """The body of an error of ours; ChatError knows the field at fault."""
@@ -9967,7 +9936,12 @@ class ChatDoor(Door):
             self._chat.json_tool, self._chat.custom_tools, self._chat.legacy, self._wants_json)
 
     def whole(self, body: bytes, message: Mapping[str, Any]) -> bytes:
-        """A message that came whole although a stream was asked for."""
+        """A message that came whole although a stream was asked for.
+
+        What is no message, such as an error under status 200, must not look like an empty one.
+        """
+        if not isinstance(message.get("content"), list):
+            raise UpstreamMalformed("upstream answered with something that is not a message")
         if not self.collects:
             raise UpstreamMalformed("upstream answered without the stream that was asked for")
         return plain_json(self.message(message))
@@ -9979,12 +9953,14 @@ class ChatDoor(Door):
         Anthropic's OAuth tokens, which are Bearer there, too, say what they are.
         """
         def taken(name: str, value: str) -> tuple[str, str]:
-            key = bearer_credential(value) if name.lower() == "authorization" else ""
+            name = name.lower()
+            key = bearer_credential(value) if name == "authorization" else ""
             if provider.credential_header != "x-api-key" or not key or "-oat" in key[:16]:
                 return name, value
             return "x-api-key", key
 
-        return [taken(name, value) for name, value in own]
+        # One key in both places goes up once.
+        return list(dict.fromkeys(taken(name, value) for name, value in own))
 
     def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
               is_messages: bool) -> RelayBody:
@@ -10000,8 +9976,11 @@ class ChatDoor(Door):
     def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
         """Keep the signed thinking before tool calls: chat clients cannot send it back."""
         if tool_ids and blocks:
-            self._memory.remember(["%s\0%s" % (self._key_name, tool_id) for tool_id in tool_ids],
-                                  blocks)
+            self._memory.remember([self._owner + tool_id for tool_id in tool_ids], blocks)
+
+    def recall(self, tool_id: str) -> Optional[list[dict]]:
+        """What was kept of the turn with a tool call."""
+        return self._memory.recall(self._owner + tool_id)
 
     def last_words(self, error: Mapping[str, Any]) -> bytes:
         """An error within a stream, and its end."""
@@ -10033,8 +10012,14 @@ class Exchange:
         self.spell: Callable[[Body], bytes] = plain_json
         self.edits: list[str] = []
         self.door: Door = MESSAGES_DOOR
+        # Where they hang on the provider's model: body and door by provider.
+        self.readings: dict[str, tuple[Body, Door]] = {}
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
+
+    def turn_to(self, provider: Provider) -> None:
+        """From now on it is this provider's answer that counts."""
+        self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
 
     @property
     def watch(self) -> Watch:
@@ -10140,16 +10125,10 @@ def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
     return split_thinking(asked)
 
 
-def chat_rules_model(provider: Provider, asked: str) -> str:
-    """The id whose rules a chat request follows at a provider; "" for the client's own.
-
-    Another one where a Claude model answers under another name.
-    """
+def rules_model(provider: Provider, asked: str) -> str:
+    """The id by whose rules a provider is spoken to: its own, with the suffix if that is meant."""
     stem, wants_thinking = stem_for(provider, asked)
-    model = provider.upstream_model(stem)
-    if model == stem or model_generation(model) is None:
-        return ""
-    return model + ("-thinking" if wants_thinking else "")
+    return provider.upstream_model(stem) + (THINKING_SUFFIX if wants_thinking else "")
 
 
 def asks_above(body: Body, limit: int) -> bool:
@@ -10280,7 +10259,7 @@ class Engine:
         request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
-        if exchange.path == CHAT_PATH:
+        if find_routes(exchange.path) is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
         return exchange
@@ -10465,18 +10444,29 @@ class Engine:
             values = JsonDocument.parse(self._needed_body(exchange)).values()
         except ValueError as error:
             raise RequestError(400, "invalid JSON: %s" % error) from None
-        model = values.get("model")
-        providers = candidate_providers(exchange.served.config, model) if isinstance(
-            model, str) else []
         assert isinstance(exchange.door, ChatDoor)
-        door = exchange.door = exchange.door.understood(values, providers, exchange.record.key)
-        assert isinstance(model, str), "translate_chat lets nothing else pass"
-        exchange.record.model = model
-        if not door.collects:
+        door = exchange.door.owned(exchange)
+        asked = parse_fields(values)
+        model = exchange.record.model = asked["model"]
+        providers = candidate_providers(exchange.served.config, model)
+        # An alias says nothing of what the model behind it takes: read once for each such model.
+        rules = {provider.name: (rules_model(provider, model), provider.preset == "anthropic")
+                 for provider in providers}
+        chats = {rule: translate_chat(values, door.recall, *rule)
+                 for rule in dict.fromkeys(rules.values() or [(model, False)])}
+        chat = next(iter(chats.values()))
+        wanted = asked.get("response_format")
+        is_json = wanted is not None and wanted.type == "json_object"
+        exchange.readings = {
+            name: (chats[rule].body, door.understood(chats[rule], is_json))
+            for name, rule in rules.items()}
+        exchange.door = door.understood(chat, is_json)
+        exchange.body = chat.body
+        if chat.stream:
             self._keep_alive(exchange)
-        bodies = {provider.name: self._prepared(exchange, door.body_for(provider), provider, "never")
+        bodies = {provider.name: self._prepared(
+            exchange, chats[rules[provider.name]].body, provider, "never")
                   for provider in providers}
-        exchange.body = door.body_for(providers[0]) if providers else None
         return self._attempts(exchange, Plan(providers, model, "/v1/messages", bodies))
 
     def _needed_body(self, exchange: Exchange) -> bytes:
@@ -10497,7 +10487,7 @@ class Engine:
             assert begin is not None
             # An iterable: no bytes would be a body of length 0.
             head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
-                                      *STREAM_HEADERS], iter(()))
+                                      *STREAM_HEADERS, *exchange.door.headers], iter(()))
             return begin(self._with_our_headers(exchange, head))
 
         exchange.heartbeat = Heartbeat(
@@ -10537,7 +10527,7 @@ class Engine:
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
         if exchange.record.bytes_in > MAX_CALIBRATED_BYTES:
-            exchange.body, exchange.spell = None, plain_json
+            exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
 
     def _learn(self, exchange: Exchange) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
@@ -10699,7 +10689,7 @@ class Engine:
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
         request, provider = exchange.request, lease.provider
-        exchange.door.choose(provider)
+        exchange.turn_to(provider)
         sent = exchange.plan.bodies[provider.name]
         target = provider.base_url.prefix + exchange.plan.path
         query = "&".join(part for part in request.query.split("&")
@@ -10790,7 +10780,7 @@ class Engine:
             return False
         assert exchange.body is not None
         plan, provider = exchange.plan, lease.provider
-        body = dict(exchange.door.body_for(provider) or exchange.body, model=plan.model)
+        body = dict(exchange.body, model=plan.model)
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
             body = without_keys(body, "thinking")
@@ -10859,6 +10849,7 @@ class Engine:
     def _take_over(self, exchange: Exchange, lease: Lease) -> None:
         """Write into the record who answers."""
         prepared_body = exchange.plan.bodies[lease.provider.name]
+        exchange.turn_to(lease.provider)
         exchange.record.provider = lease.provider.name
         exchange.record.account = lease.account.name if lease.account else ""
         exchange.record.mapped_model = prepared_body.model
@@ -10938,13 +10929,17 @@ class Engine:
         UpstreamError where the stream breaks: nothing of it has gone down yet.
         """
         collector = MessageCollector()
-        while True:
-            data = upstream.read()
-            if not data:
-                break
-            collector.feed(data)
-            if collector.error is not None:
-                return collector.error
+        try:
+            while True:
+                data = upstream.read(END_SECONDS if collector.complete else None)
+                if not data:
+                    break
+                collector.feed(data)
+                if collector.error is not None:
+                    return collector.error
+        except UpstreamError:
+            if not collector.complete:
+                raise
         message = collector.message()
         note_answer(exchange.record, message, lease)
         try:
@@ -11057,9 +11052,13 @@ class RelayBody:
 
     def _read(self) -> bytes:
         """The next bytes to go down; sets ``_ended`` at the end of the body."""
-        data = self._upstream.read()
+        data = self._upstream.read(self._patience())
         self._ended = not data
         return self._mask.feed(data) if data else self._mask.close()
+
+    def _patience(self) -> Optional[float]:
+        """How long to wait for the next bytes; None for as long as the settings say."""
+        return None
 
     def _translated(self, chunk: bytes) -> bytes:
         """What goes down of the next bytes: the very same."""
@@ -11149,24 +11148,45 @@ class ChatBody(RelayBody):
         self._remember = remember
 
     def _translated(self, chunk: bytes) -> bytes:
-        """The frames for the events in the next bytes."""
-        tracker = self._tracker
+        """The frames for the events in the next bytes.
+
+        The end is said as soon as it is known: clients wait for it, and go on
+        with the next round at once.  Raises UpstreamMalformed.
+        """
+        tracker, chat = self._tracker, self._chat
         assert tracker is not None
         frames = []
         for event in tracker.events(chunk):
             tracker.look(event)
-            frames.append(self._chat.feed(event))
-        return b"".join(frames)
+            # While the model thinks unseen nothing else keeps the client alive.
+            is_ping = event.type == "ping" and not chat.complete
+            frames.append(PING_COMMENT if is_ping else chat.feed(event))
+            if chat.failure is not None:
+                if tracker.error is None:
+                    # An event that cannot be read counts as an error of the upstream's.
+                    tracker.look(SseEvent("error", plain_json(chat.failure)))
+                break  # what trails behind it is nobody's
+        if chat.complete:
+            frames.append(self._ending())
+        elif tracker.blind:
+            raise UpstreamMalformed("an event of the upstream's stream is larger than %d bytes"
+                                    % MAX_SSE_EVENT_BYTES)
+        # Pieces that are kept for later (a custom tool's input) must not look like silence.
+        return b"".join(frames) or (PING_COMMENT if frames else b"")
+
+    def _patience(self) -> Optional[float]:
+        """Nothing comes behind the end but the end of the body."""
+        return END_SECONDS if self._chat.complete else None
 
     def _observe(self, chunk: bytes) -> None:
         """It was looked at when it was translated."""
 
     def _ending(self) -> bytes:
-        """The last chunks; an event that was too large to be read is missing from them."""
-        if not self._chat.complete:
-            return self._chat.error(502, "api_error", "an event of the upstream was too large")
-        self._remember(self._chat.tool_ids, self._chat.thinking_blocks)
-        return self._chat.finish()
+        """What ends a whole stream, the first time that it is asked for."""
+        last = self._chat.finish()
+        if last:
+            self._remember(self._chat.tool_ids, self._chat.thinking_blocks)
+        return last
 
     def _broken(self, error: UpstreamError) -> bytes:
         """Frames are always whole: the error is the next one."""

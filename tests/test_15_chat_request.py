@@ -1103,7 +1103,7 @@ class ToolMemoryTest(unittest.TestCase):
 
     def test_characters_are_bounded(self):
         block = {"type": "redacted_thinking", "data": "x" * 100}
-        one = len("redacted_thinking") + 100 + 1
+        one = len("type" "redacted_thinking" "data") + 100 + 1
         memory = gw.ToolMemory(max_chars=2 * one)
         for call in "abc":
             memory.remember([call], [block])
