@@ -1121,6 +1121,31 @@ class GuardTest(unittest.TestCase):
                         allowed = [listed[1]] if listed in headers else []
                         self.assertEqual(told.all("access-control-allow-origin"), allowed)
 
+    def test_our_own_page_may_ask(self):
+        """No CORS header: a browser needs none for the page's own origin."""
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                for name, origin, status in (
+                        ("localhost", "localhost", 200), ("127.0.0.1", "127.0.0.1", 200),
+                        ("127.0.0.1", "localhost", 403), ("evil.example", "evil.example", 403)):
+                    with self.subTest(name, origin=origin):
+                        told = post(gateway, headers=[
+                            ("Host", "%s:%d" % (name, gateway.port)),
+                            ("Origin", "http://%s:%d" % (origin, gateway.port))])
+                        self.assertEqual(told.status, status)
+                        self.assertEqual(told.all("access-control-allow-origin"), [])
+                self.assertEqual(len(upstream.requests), 2)
+
+    def test_links_of_other_sites_lead_to_pages_alone(self):
+        led = [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"),
+               ("Sec-Fetch-Dest", "document")]
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                statuses = [get(gateway, path, led).status
+                            for path in ("/", "/v1/models", "/v1/files", "/nowhere")]
+                self.assertEqual(upstream.requests, [])
+        self.assertEqual(statuses, [200, 403, 403, 403])
+
     def test_preflight(self):
         headers = [("Origin", "https://app.example"), ("Access-Control-Request-Method", "POST")]
         with support.ScriptedUpstream() as upstream:
