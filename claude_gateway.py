@@ -6660,16 +6660,21 @@ def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     return context
 
 
+def socket_error_text(code: int) -> str:
+    """What an error number of a socket means; strerror knows none of those of Windows."""
+    return getattr(socket, "errorTab", {}).get(code, "").rstrip(".") or os.strerror(code)
+
+
 def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
     """Connect within ``seconds``.  Raises OSError, ClientGone."""
     code = wire.sock.connect_ex(address)
     if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, socket_error_text(code))
     if code and not wire.wait(POLL_WRITE, seconds):
         raise socket.timeout("connect timed out")
     code = wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, socket_error_text(code))
     wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -7239,6 +7244,16 @@ def sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
+def locking_modules() -> tuple[Any, Any]:
+    """What locks files: (fcntl, None), or (None, msvcrt) on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+        return None, msvcrt
+    return fcntl, None
+
+
 class FileLock:
     """An exclusive lock between processes, on a file of its own; it ends with its holder.
 
@@ -7247,6 +7262,7 @@ class FileLock:
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
+        self._fcntl, self._msvcrt = locking_modules()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._held = False
 
@@ -7260,19 +7276,16 @@ class FileLock:
         return True
 
     def _lock(self) -> None:
-        if sys.platform == "win32":
-            import msvcrt
-            msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
+        if self._msvcrt is not None:
+            self._msvcrt.locking(self._descriptor, self._msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fcntl.flock(self._descriptor, self._fcntl.LOCK_EX | self._fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Give the lock back; closing alone may take Windows a while."""
         try:
-            if self._held and sys.platform == "win32":
-                import msvcrt
-                msvcrt.locking(self._descriptor, msvcrt.LK_UNLCK, 1)
+            if self._held and self._msvcrt is not None:
+                self._msvcrt.locking(self._descriptor, self._msvcrt.LK_UNLCK, 1)
         finally:
             os.close(self._descriptor)
 
@@ -11797,7 +11810,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._stopping.wait(ACCEPT_PAUSE_SECONDS)
             raise
 
@@ -12730,7 +12743,8 @@ def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool) -> li
 
 def holder_of(error: Exception, port: int) -> str:
     """Who holds a taken port, as far as Linux tells without another program; or ""."""
-    if getattr(error, "errno", None) != errno.EADDRINUSE:
+    # Windows may also say EACCES of a taken port, and others of one that only root may take.
+    if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
         return ""
     hint = "; choose another with --port"
     inode = listening_inode(port)
@@ -12813,8 +12827,9 @@ class Signals:
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._handle_stop)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, self._handle_reload)
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None:
+            signal.signal(hangup, self._handle_reload)
 
     def _handle_stop(self, number: int, frame: Any) -> None:
         if self._stop:
