@@ -1,10 +1,12 @@
 """Section 16: the walk of a request, end to end over real sockets and scripted upstreams."""
 
 import json
+import sys
 import threading
 import unittest
 
 import claude_gateway as gw
+from tests import shim
 from tests import support
 from tests.running import ACCOUNT_KEY
 from tests.running import CLIENT_KEY
@@ -611,6 +613,8 @@ class StreamTest(unittest.TestCase):
 class LateBytesTest(unittest.TestCase):
     """Bytes behind the request must not hide that the client has left."""
 
+    @shim.needs("POLLRDHUP")
+    @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux tells (POLLRDHUP)")
     def test_leaving_behind_stray_bytes_is_seen(self):
         for how in ("close", "reset"):
             closed = []
