@@ -76,6 +76,7 @@ import fnmatch
 import hashlib
 import hmac
 import http.server
+import ipaddress
 import json
 import math
 import os
@@ -1558,29 +1559,70 @@ def is_loopback(host: str) -> bool:
     return name in LOOPBACK_NAMES or re.fullmatch(r"127(\.[0-9]{1,3}){3}", name) is not None
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_own_origin(origin: str, host_header: str) -> bool:
+    """Whether a page of ``origin`` asks the very host and port that it came from.
+
+    >>> is_own_origin("http://localhost:8045", "LOCALHOST:8045")
+    True
+    >>> is_own_origin("http://localhost:3000", "localhost:8045")
+    False
+    """
+    scheme, _, rest = origin.partition("://")
+    usual_port = {"http": 80, "https": 443}.get(scheme.lower())
+    name, port = split_host(rest)
+    host, host_port = split_host(host_header)
+    return (usual_port is not None and name != ""
+            and (name, port or usual_port) == (host, host_port or usual_port))
+
+
+def is_navigation(headers: Headers) -> bool:
+    """Whether the user is led to a page of ours, in the place of the one that leads there."""
+    return (headers.get("sec-fetch-mode").lower() == "navigate"
+            and headers.get("sec-fetch-dest").lower() == "document")
+
+
 def browser_refusal(
     headers: Headers,
     auth_off: bool,
     cors_origins: Sequence[str],
     allowed_hosts: Sequence[str],
+    is_page: bool = False,
 ) -> str:
     """Why a request that a web page may have made is refused, or "".
 
     Any page in the user's browser can reach a local port; DNS rebinding even
     makes it the page's own origin.  So without keys the Host must be ours, and
-    an Origin or a cross-site mark must be listed.  ``Sec-Fetch-Mode`` alone says
-    nothing: Node's own fetch sends it.
+    an Origin must be listed, or be that of our own pages: the Host itself, where
+    that is ours and no name that was rebound.  Without an Origin the mark of
+    another site (to browsers another local port is the same site) is refused,
+    but for a link to one of our pages (``is_page``), which the other site cannot
+    see.  ``Sec-Fetch-Mode`` alone says nothing: Node's own fetch sends it.
     """
     host, _ = split_host(headers.get("host"))
     allowed = [split_host(name)[0] for name in allowed_hosts]
-    if auth_off and not (is_loopback(host) or host in allowed):
+    is_ours = is_loopback(host) or host in allowed
+    if auth_off and not is_ours:
         return "host %s is not allowed; add it to allowed_hosts" % json.dumps(host)
     origin = headers.get("origin")
-    if origin and origin not in cors_origins:
+    if origin:
+        # An address cannot be rebound, so where keys are asked for it is as good as a
+        # listed name: a gateway of the local network is opened by its address.
+        own = is_ours or not auth_off and is_address(host)
+        if origin in cors_origins or own and is_own_origin(origin, headers.get("host")):
+            return ""
         return "this origin is not in cors_origins"
-    if not origin and headers.get("sec-fetch-site").lower() == "cross-site":
-        return "cross-site requests are refused"
-    return ""
+    if headers.get("sec-fetch-site").lower() not in ("cross-site", "same-site"):
+        return ""
+    return "" if is_page and is_navigation(headers) else "cross-site requests are refused"
 
 
 def cors_headers(origin: str, exposed: Sequence[str]) -> list[tuple[str, str]]:
@@ -6618,16 +6660,21 @@ def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     return context
 
 
+def socket_error_text(code: int) -> str:
+    """What an error number of a socket means; strerror knows none of those of Windows."""
+    return getattr(socket, "errorTab", {}).get(code, "").rstrip(".") or os.strerror(code)
+
+
 def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
     """Connect within ``seconds``.  Raises OSError, ClientGone."""
     code = wire.sock.connect_ex(address)
     if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, socket_error_text(code))
     if code and not wire.wait(POLL_WRITE, seconds):
         raise socket.timeout("connect timed out")
     code = wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, socket_error_text(code))
     wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -7197,6 +7244,16 @@ def sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
+def locking_modules() -> tuple[Any, Any]:
+    """What locks files: (fcntl, None), or (None, msvcrt) on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+        return None, msvcrt
+    return fcntl, None
+
+
 class FileLock:
     """An exclusive lock between processes, on a file of its own; it ends with its holder.
 
@@ -7205,6 +7262,7 @@ class FileLock:
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
+        self._fcntl, self._msvcrt = locking_modules()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._held = False
 
@@ -7218,19 +7276,16 @@ class FileLock:
         return True
 
     def _lock(self) -> None:
-        if sys.platform == "win32":
-            import msvcrt
-            msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
+        if self._msvcrt is not None:
+            self._msvcrt.locking(self._descriptor, self._msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fcntl.flock(self._descriptor, self._fcntl.LOCK_EX | self._fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Give the lock back; closing alone may take Windows a while."""
         try:
-            if self._held and sys.platform == "win32":
-                import msvcrt
-                msvcrt.locking(self._descriptor, msvcrt.LK_UNLCK, 1)
+            if self._held and self._msvcrt is not None:
+                self._msvcrt.locking(self._descriptor, self._msvcrt.LK_UNLCK, 1)
         finally:
             os.close(self._descriptor)
 
@@ -9739,16 +9794,20 @@ class ChatStream:
 
 
 class Route(NamedTuple):
-    """What answers a path with a method; ``open`` needs no key unless the mode is strict."""
+    """What answers a path with a method; ``open`` needs no key unless the mode is strict.
+
+    A ``page`` is for people, so that links of other sites may lead to it.
+    """
 
     name: str
     handler: str
     open: bool = False
+    page: bool = False
 
 
 # Contract section 4.  "GET" answers HEAD as well.
 ROUTES: Mapping[str, Mapping[str, Route]] = {
-    "/": {"GET": Route("probe", "answer_probe", open=True)},
+    "/": {"GET": Route("probe", "answer_probe", open=True, page=True)},
     "/api/hello": {"GET": Route("probe", "answer_probe", open=True)},
     "/healthz": {"GET": Route("healthz", "answer_healthz", open=True)},
     "/health": {"GET": Route("health", "answer_health", open=True)},
@@ -10274,15 +10333,16 @@ class Engine:
                            "(its requests are answered all the same)"
                            % (request.headers.get("host"), exchange.prefix))
         routes = find_routes(exchange.path)
-        refusal = browser_refusal(request.headers, exchange.served.config.auth_mode == "off",
-                                  exchange.served.config.cors_origins, exchange.served.config.allowed_hosts)
+        method = "GET" if request.method == "HEAD" else request.method
+        route = routes.get(method) if routes is not None else None
+        config = exchange.served.config
+        refusal = browser_refusal(request.headers, config.auth_mode == "off", config.cors_origins,
+                                  config.allowed_hosts, route is not None and route.page)
         if refusal:
             raise RequestError(403, refusal)
         if request.method == "OPTIONS" and is_preflight(request.headers):
             exchange.record.route = "preflight"
             return HttpResponse(204, preflight_headers(request.headers))
-        method = "GET" if request.method == "HEAD" else request.method
-        route = routes.get(method) if routes is not None else None
         self._authenticate(exchange, route)
         if routes is None:
             raise RequestError(404, "no such path: %s" % exchange.path)
@@ -11750,7 +11810,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._stopping.wait(ACCEPT_PAUSE_SECONDS)
             raise
 
@@ -12683,7 +12743,8 @@ def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool) -> li
 
 def holder_of(error: Exception, port: int) -> str:
     """Who holds a taken port, as far as Linux tells without another program; or ""."""
-    if getattr(error, "errno", None) != errno.EADDRINUSE:
+    # Windows may also say EACCES of a taken port, and others of one that only root may take.
+    if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
         return ""
     hint = "; choose another with --port"
     inode = listening_inode(port)
@@ -12766,8 +12827,9 @@ class Signals:
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._handle_stop)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, self._handle_reload)
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None:
+            signal.signal(hangup, self._handle_reload)
 
     def _handle_stop(self, number: int, frame: Any) -> None:
         if self._stop:

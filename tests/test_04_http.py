@@ -943,9 +943,12 @@ class BrowserRefusalTest(unittest.TestCase):
 
     PAGE = "https://app.example"
 
-    def refusal(self, auth_off=True, **headers):
+    LINK = dict(host="localhost", sec_fetch_mode="navigate", sec_fetch_dest="document")
+
+    def refusal(self, auth_off=True, is_page=False, **headers):
         pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        return gw.browser_refusal(gw.Headers(pairs), auth_off, (self.PAGE,), ("Gate.example",))
+        return gw.browser_refusal(
+            gw.Headers(pairs), auth_off, (self.PAGE,), ("Gate.example",), is_page)
 
     def test_let_pass(self):
         table = [
@@ -960,6 +963,18 @@ class BrowserRefusalTest(unittest.TestCase):
             ("Node's own fetch", dict(host="localhost", sec_fetch_mode="cors")),
             ("same origin", dict(host="localhost", sec_fetch_site="same-origin")),
             ("typed by the user", dict(host="localhost", sec_fetch_site="none")),
+            ("our own page", dict(host="127.0.0.1:8045", origin="http://127.0.0.1:8045")),
+            ("our own page by name", dict(host="LocalHost:8045", origin="http://localhost:8045",
+                                          sec_fetch_site="same-origin")),
+            ("our own page by IPv6", dict(host="[::1]:8045", origin="http://[::1]:8045")),
+            ("our own page behind TLS", dict(host="gate.example", origin="https://gate.example")),
+            ("the usual port, said once", dict(host="gate.example:80", origin="http://gate.example")),
+            ("our own page by address, with keys", dict(
+                host="192.168.1.2:8045", origin="http://192.168.1.2:8045", auth_off=False)),
+            ("link of another site to a page", dict(self.LINK, sec_fetch_site="cross-site",
+                                                    is_page=True)),
+            ("link of another port to a page", dict(self.LINK, sec_fetch_site="same-site",
+                                                    is_page=True)),
         ]
         for name, headers in table:
             with self.subTest(name):
@@ -986,6 +1001,33 @@ class BrowserRefusalTest(unittest.TestCase):
                                             auth_off=False)),
             ("cross-site with keys", dict(host="localhost", sec_fetch_site="cross-site",
                                           auth_off=False)),
+            ("page of a rebound name", dict(host="evil.example:8045",
+                                            origin="http://evil.example:8045")),
+            ("page of a rebound name, with keys", dict(
+                host="evil.example:8045", origin="http://evil.example:8045", auth_off=False)),
+            ("page at an address that is not loopback", dict(
+                host="192.168.1.2:8045", origin="http://192.168.1.2:8045")),
+            ("page at another address, with keys", dict(
+                host="192.168.1.2:8045", origin="http://192.168.1.3:8045", auth_off=False)),
+            ("page at another local port", dict(host="localhost:8045",
+                                                origin="http://localhost:3000")),
+            ("page at another loopback name", dict(host="127.0.0.1:8045",
+                                                   origin="http://localhost:8045")),
+            ("page at the usual port", dict(host="localhost:8045", origin="http://localhost")),
+            ("no web page", dict(host="localhost:8045", origin="ftp://localhost:8045")),
+            ("origin without a name", dict(host="localhost", origin="http://")),
+            ("another local port without an origin", dict(host="localhost",
+                                                          sec_fetch_site="same-site")),
+            ("link to what is no page", dict(self.LINK, sec_fetch_site="cross-site")),
+            ("page in a frame", dict(self.LINK, sec_fetch_dest="iframe",
+                                     sec_fetch_site="cross-site", is_page=True)),
+            ("page as an image", dict(self.LINK, sec_fetch_mode="no-cors", sec_fetch_dest="image",
+                                      sec_fetch_site="cross-site", is_page=True)),
+            ("form of another site to a page", dict(
+                self.LINK, sec_fetch_site="cross-site", origin="https://evil.example",
+                is_page=True)),
+            ("link to a page at a rebound name", dict(
+                self.LINK, host="evil.example", sec_fetch_site="cross-site", is_page=True)),
         ]
         for name, headers in table:
             with self.subTest(name):

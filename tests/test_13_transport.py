@@ -9,6 +9,7 @@ import time
 import unittest
 
 import claude_gateway as gw
+from tests import shim
 from tests import support
 
 QUICK = gw.Timeouts(connect_seconds=5, first_byte_seconds=5, idle_seconds=5, client_seconds=5,
@@ -541,6 +542,7 @@ class LeavingTest(TransportCase):
         with support.ScriptedUpstream(script) as upstream:
             self.assertEqual(self.get(upstream, watch=watch)[0], 200)
 
+    @shim.needs("POLLRDHUP")
     @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux tells (POLLRDHUP)")
     def test_leaving_behind_bytes_of_a_next_request(self):
         watch = LeavingWatch()

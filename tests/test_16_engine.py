@@ -1,10 +1,12 @@
 """Section 16: the walk of a request, end to end over real sockets and scripted upstreams."""
 
 import json
+import sys
 import threading
 import unittest
 
 import claude_gateway as gw
+from tests import shim
 from tests import support
 from tests.running import ACCOUNT_KEY
 from tests.running import CLIENT_KEY
@@ -611,6 +613,8 @@ class StreamTest(unittest.TestCase):
 class LateBytesTest(unittest.TestCase):
     """Bytes behind the request must not hide that the client has left."""
 
+    @shim.needs("POLLRDHUP")
+    @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux tells (POLLRDHUP)")
     def test_leaving_behind_stray_bytes_is_seen(self):
         for how in ("close", "reset"):
             closed = []
@@ -1121,18 +1125,46 @@ class GuardTest(unittest.TestCase):
                         allowed = [listed[1]] if listed in headers else []
                         self.assertEqual(told.all("access-control-allow-origin"), allowed)
 
+    def test_our_own_page_may_ask(self):
+        """No CORS header: a browser needs none for the page's own origin."""
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                for name, origin, status in (
+                        ("localhost", "localhost", 200), ("127.0.0.1", "127.0.0.1", 200),
+                        ("127.0.0.1", "localhost", 403), ("evil.example", "evil.example", 403)):
+                    with self.subTest(name, origin=origin):
+                        told = post(gateway, headers=[
+                            ("Host", "%s:%d" % (name, gateway.port)),
+                            ("Origin", "http://%s:%d" % (origin, gateway.port))])
+                        self.assertEqual(told.status, status)
+                        self.assertEqual(told.all("access-control-allow-origin"), [])
+                self.assertEqual(len(upstream.requests), 2)
+
+    def test_links_of_other_sites_lead_to_pages_alone(self):
+        led = [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"),
+               ("Sec-Fetch-Dest", "document")]
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                statuses = [get(gateway, path, led).status
+                            for path in ("/", "/v1/models", "/v1/files", "/nowhere")]
+                self.assertEqual(upstream.requests, [])
+        self.assertEqual(statuses, [200, 403, 403, 403])
+
     def test_preflight(self):
         headers = [("Origin", "https://app.example"), ("Access-Control-Request-Method", "POST")]
         with support.ScriptedUpstream() as upstream:
             with running_gateway(provider(upstream), auth=KEYED,
                                  cors_origins=["https://app.example"]) as gateway:
                 told = get(gateway, "/v1/messages", headers, method="OPTIONS")
-                other = get(gateway, "/v1/messages", [("Origin", "https://x.example")],
-                            method="OPTIONS")
+                other = get(gateway, "/v1/messages", [
+                    ("Origin", "https://x.example"), ("Access-Control-Request-Method", "POST"),
+                    ("Access-Control-Request-Private-Network", "true")], method="OPTIONS")
         self.assertEqual((told.status, told.header("access-control-allow-origin")),
                          (204, "https://app.example"))
         self.assertEqual(told.header("access-control-allow-methods"), "POST")
-        self.assertEqual((other.status, other.all("access-control-allow-origin")), (403, []))
+        self.assertEqual(other.status, 403)
+        self.assertEqual([name for name, _ in told.headers if "private-network" in name.lower()], [])
+        self.assertEqual([name for name, _ in other.headers if name.lower().startswith("access-")], [])
 
 
 class InternalErrorTest(unittest.TestCase):

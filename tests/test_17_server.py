@@ -382,19 +382,20 @@ class ServerTest(unittest.TestCase):
                 answer = support.exchange(server.server_port, "GET", "/x")
                 self.assertEqual(answer.status, 200)
 
-    def test_out_of_descriptors_pauses_instead_of_spinning(self):
-        with serving() as (server, _):
-            pauses = []
-            server._stopping = type("Pause", (), {
-                "wait": lambda self, seconds: pauses.append(seconds),
-                "is_set": lambda self: False, "set": lambda self: None})()
-            real, server.socket = server.socket, type("Full", (), {
-                "accept": lambda self: (_ for _ in ()).throw(OSError(errno.EMFILE, "full"))})()
-            with self.assertRaises(OSError):
-                server.get_request()
-            server.socket = real
-            server._stopping = threading.Event()
-        self.assertEqual(pauses, [gw.ACCEPT_PAUSE_SECONDS])
+    def test_out_of_descriptors_or_memory_pauses_instead_of_spinning(self):
+        for code in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            with self.subTest(errno.errorcode[code]), serving() as (server, _):
+                pauses = []
+                server._stopping = type("Pause", (), {
+                    "wait": lambda self, seconds: pauses.append(seconds),
+                    "is_set": lambda self: False, "set": lambda self: None})()
+                real, server.socket = server.socket, type("Full", (), {
+                    "accept": lambda self: (_ for _ in ()).throw(OSError(code, "full"))})()
+                with self.assertRaises(OSError):
+                    server.get_request()
+                server.socket = real
+                server._stopping = threading.Event()
+                self.assertEqual(pauses, [gw.ACCEPT_PAUSE_SECONDS])
 
     def test_ipv6_loopback(self):
         try:

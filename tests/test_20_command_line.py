@@ -14,6 +14,7 @@ import unittest
 import unittest.mock
 
 import claude_gateway as gw
+from tests import shim
 from tests.running import JSON_TYPE
 from tests.running import MESSAGE
 from tests.running import provider
@@ -63,7 +64,7 @@ class FolderTest(unittest.TestCase):
         """Run one command to its end; the result's streams are text."""
         return subprocess.run([sys.executable, GATEWAY_FILE] + list(arguments), cwd=self.work,
                               env=self.environment(**environ), stdin=subprocess.DEVNULL,
-                              stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8",
+                              stdout=stdout, stderr=subprocess.PIPE, encoding=shim.console_encoding(),
                               timeout=30)
 
     def write(self, name, content, mode=0o600):
@@ -869,7 +870,7 @@ class ReloadTest(FolderTest):
     def test_a_changed_file_is_read(self):
         self.changed_while_running(lambda gateway: None)
 
-    @unittest.skipIf(ON_WINDOWS, "signals are not sent there")
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "this system has no SIGHUP")
     def test_sighup_reads_it(self):
         self.changed_while_running(lambda gateway: gateway.process.send_signal(signal.SIGHUP))
 
@@ -907,6 +908,7 @@ class StopTest(FolderTest):
                 gateway.stop()
                 self.assertEqual((gateway.returncode, gateway.stderr_text()), (0, ""))
 
+    @shim.needs("pthread_kill")
     @unittest.skipUnless(ON_LINUX, "needs /proc to see that the main thread is blocked")
     def test_a_signal_ends_the_wait_whichever_thread_takes_it(self):
         """The system may hand it to any thread, or to the main one just before it blocks."""

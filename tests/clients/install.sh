@@ -14,6 +14,10 @@ python_sdk_current="anthropic==2.11.0"
 openai_python_old="openai==1.109.1" # the last one before 2.0
 openai_python_current="openai==3.52.0"
 openai_typescript="openai@6.49.0"
+browser_driver="playwright-core@1.64.1"
+# Debian has but the latest release of it, which cannot be pinned; a browser of its own is more than
+# playwright may download on every machine.
+browser="chromium"
 
 dir="${1:-${CLAUDE_GATEWAY_CLIENTS:-${TMPDIR:-/tmp}/claude_gateway_clients}}"
 mkdir -p "$dir"
@@ -53,6 +57,17 @@ install_python() {
   printf '%s\n' "$*" > "$dir/$name/.installed"
 }
 
+install_debian() {
+  command -v "$1" > /dev/null && return
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+    printf '%s cannot be installed without root and apt-get: its tests will miss it\n' "$1"
+    return
+  fi
+  printf 'installing %s with apt-get\n' "$1"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" > /dev/null
+}
+
 install_npm claude-code "$claude_code"
 install_npm sdk-typescript "$typescript_sdk"
 install_python sdk-python-old "$python_sdk_old" "$python_sdk_old_httpx"
@@ -61,6 +76,8 @@ install_python sdk-python-current "$python_sdk_current"
 install_npm openai-typescript "$openai_typescript"
 install_python openai-python-old "$openai_python_old"
 install_python openai-python-current "$openai_python_current"
+install_npm browser "$browser_driver"
+install_debian "$browser"
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
 # client has to say its version.
@@ -83,3 +100,6 @@ for name in openai-python-old openai-python-current; do
 done
 cd "$dir/openai-typescript"
 version openai-typescript node -p 'require("openai/version").VERSION'
+if command -v "$browser" > /dev/null; then
+  version browser "$browser" --version
+fi
