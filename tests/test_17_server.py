@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import unittest
+import unittest.mock
 
 import claude_gateway as gw
 from tests import support
@@ -38,7 +39,7 @@ class Recorder:
 
     def refuse(self, error, request=None):
         self.refusals.append(error.status)
-        return gw.HttpResponse(error.status, [], error.message.encode(),
+        return gw.HttpResponse(error.status, error.headers, error.message.encode(),
                                close_connection=error.close).then(self.ends.append)
 
 
@@ -369,18 +370,41 @@ class AnswerTest(unittest.TestCase):
 class ServerTest(unittest.TestCase):
 
     def test_connections_above_the_limit_get_a_503(self):
-        with serving(limits=SMALL._replace(connections=2)) as (server, _):
+        with serving(limits=SMALL._replace(connections=2)) as (server, application):
             with support.RawClient(server.server_port) as one:
                 with support.RawClient(server.server_port) as two:
                     for client in (one, two):
                         client.send(GET + b"\r\n")
                         self.assertEqual(client.read_response().status, 200)
-                    with support.RawClient(server.server_port) as three:
-                        self.assertEqual(three.read_response().status, 503)
-                        self.assertTrue(three.at_eof())
+                    for data in (GET + b"\r\n", b"GET", b""):
+                        with self.subTest(data):
+                            self.check_turned_away(server, data)
+                    health = support.exchange(server.server_port, "GET", "/claude_api/healthz")
+                    self.assertEqual((health.status, health.header("connection")), (200, "close"))
+                    self.assertEqual(len(application.requests), 3)
                 support.eventually(lambda: server.counts()["connections"] == 1, "one to end")
                 answer = support.exchange(server.server_port, "GET", "/x")
                 self.assertEqual(answer.status, 200)
+
+    def check_turned_away(self, server, data):
+        with support.RawClient(server.server_port) as client:
+            client.send(data)
+            answer = client.read_response()
+            self.assertEqual((answer.status, answer.header("connection")), (503, "close"))
+            self.assertGreater(int(answer.header("retry-after")), 0)
+            self.assertTrue(client.at_eof())
+
+    def test_far_above_the_limit_nothing_is_read(self):
+        """503 at once, to a client that has not sent a byte."""
+        with contextlib.ExitStack() as stack:
+            server, application = stack.enter_context(serving(
+                limits=SMALL._replace(connections=1)))
+            stack.enter_context(unittest.mock.patch.object(gw, "SPARE_HEAD_SECONDS", 30))
+            for _ in range(1 + gw.SPARE_CONNECTIONS):
+                stack.enter_context(support.RawClient(server.server_port))
+            support.eventually(lambda: server.counts()["connections"] == 1 + gw.SPARE_CONNECTIONS,
+                               "all to be accepted")
+            self.check_turned_away(server, b"")
 
     def test_out_of_descriptors_pauses_instead_of_spinning(self):
         with serving() as (server, _):
