@@ -833,7 +833,7 @@ class Usage:
 # no folding, no control characters; anything else is a way to smuggle.
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])")
-STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
+STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 BAD_IN_HEAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
