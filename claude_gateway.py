@@ -10469,7 +10469,10 @@ class Engine:
         if providers and not counting:
             return self._answer_estimate(exchange, counted_as)
         response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
-        return self._answer_estimate(exchange, counted_as) if has_no_count(response) else response
+        if not has_no_count(response):
+            return response
+        response.close("unread")  # it may be a stream that holds a lease
+        return self._answer_estimate(exchange, counted_as)
 
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""

@@ -257,6 +257,16 @@ class CountTest(RequestCase):
                                path=self.PATH)
         self.assertEqual(told.header("x-gateway-estimated"), "true")
 
+    def test_a_stream_instead_of_a_count_holds_no_lease(self):
+        with support.ScriptedUpstream(respond=lambda request: support.stream_response(
+                support.stream_events())) as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                told = support.exchange(gateway.port, "POST", self.PATH, [JSON_TYPE],
+                                        json.dumps(saying("hi")).encode())
+                self.assertEqual(told.header("x-gateway-estimated"), "true")
+                self.assertEqual((gateway.status()["leases"], gateway.status()["upstream_active"]),
+                                 (0, 0))
+
     def test_odd_usage_neither_teaches_nor_loses_the_record(self):
         for tokens in (10 ** 400, -5, True, "9"):
             message = dict(support.message(), usage={"input_tokens": tokens})
