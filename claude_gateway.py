@@ -10551,7 +10551,9 @@ class Engine:
     @staticmethod
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
-        if exchange.record.bytes_in > MAX_CALIBRATED_BYTES:
+        # A stream is no count: what it should have counted is then estimated.
+        if (exchange.record.bytes_in > MAX_CALIBRATED_BYTES
+                and exchange.record.route != "count_tokens"):
             exchange.body, exchange.spell = None, plain_json
             exchange.door.forget_bodies()
             exchange.plan = exchange.plan._replace(bodies={

@@ -261,11 +261,13 @@ class CountTest(RequestCase):
         with support.ScriptedUpstream(respond=lambda request: support.stream_response(
                 support.stream_events())) as upstream:
             with running_gateway(provider(upstream)) as gateway:
-                told = support.exchange(gateway.port, "POST", self.PATH, [JSON_TYPE],
-                                        json.dumps(saying("hi")).encode())
-                self.assertEqual(told.header("x-gateway-estimated"), "true")
-                self.assertEqual((gateway.status()["leases"], gateway.status()["upstream_active"]),
-                                 (0, 0))
+                for text in ("hi", "word " * 10000):
+                    told = support.exchange(gateway.port, "POST", self.PATH, [JSON_TYPE],
+                                            json.dumps(saying(text)).encode())
+                    self.assertEqual((told.status, told.header("x-gateway-estimated")),
+                                     (200, "true"))
+                    counts = gateway.status()
+                    self.assertEqual((counts["leases"], counts["upstream_active"]), (0, 0))
 
     def test_odd_usage_neither_teaches_nor_loses_the_record(self):
         for tokens in (10 ** 400, -5, True, "9"):

@@ -314,7 +314,7 @@ class Fuzz:
     def judge(self, answer):
         self.statuses[answer.status] += 1
         if answer.status == 500 and b"internal error" in answer.body:
-            raise AssertionError("a 500: %r" % answer.body)
+            raise AssertionError("a 500: %r %s" % (answer.body, self.log))
         if answer.status < 200 or answer.status > 599:
             raise AssertionError("status %d" % answer.status)
 
