@@ -210,6 +210,7 @@ HEALTH_PATHS = ("/health", "/healthz")
 LISTEN_BACKLOG = 1024
 # A pause where the process is out of descriptors, so that accept() does not spin.
 ACCEPT_PAUSE_SECONDS = 0.1
+OUT_OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
 # How long the last bytes may take when the process ends.
 LOG_FLUSH_SECONDS = 2.0
 
@@ -6563,6 +6564,9 @@ class PoolingHandler(urllib.request.BaseHandler):
             try:
                 wire = Wire(socket.socket(family, kind, protocol), self._monotonic)
             except OSError as error:
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    # No account's fault, and none would do better.
+                    raise busy("the gateway is out of file descriptors") from error
                 failure = error  # a family that this machine does not have
                 continue
             wire.attach(watch)
@@ -11783,7 +11787,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in OUT_OF_DESCRIPTORS:
                 self._stopping.wait(ACCEPT_PAUSE_SECONDS)
             raise
 

@@ -143,7 +143,7 @@ def mutated_json(chance, value):
         container, key = chance.choice(places)
         act = chance.randrange(6)
         if act <= 1:
-            container[key] = chance.choice(ODD_VALUES)
+            container[key] = json.loads(json.dumps(chance.choice(ODD_VALUES)))
         elif act == 2:
             other, other_key = chance.choice(places)
             container[key] = json.loads(json.dumps(other[other_key]))
@@ -172,7 +172,7 @@ def mutated_events(chance):
             events.insert(chance.randrange(len(events)), events[at])
         elif act == 2:
             begin = events[at].index(b"data: ") + 6 if b"data: " in events[at] else 0
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 events[at] = events[at][:begin] + mutated_json(
                     chance, json.loads(events[at][begin:].decode())) + b"\n\n"
         elif act == 3:
