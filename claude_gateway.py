@@ -9980,7 +9980,9 @@ class ChatDoor(Door):
     def message(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message as a chat.completion; its signed thinking is kept for the next turn."""
         assert self._chat is not None
-        blocks = [block for block in message.get("content") or () if isinstance(block, dict)]
+        content = message.get("content")
+        blocks = [block for block in content if isinstance(block, dict)] if isinstance(
+            content, list) else []
         calls = [block["id"] for block in blocks
                  if block.get("type") == "tool_use" and isinstance(block.get("id"), str)]
         self.remember(calls, [block for block in blocks if is_signed(block)])

@@ -390,6 +390,21 @@ class DepthTest(RequestCase):
                              (200, [{"type": "text", "text": "z"}]))
 
 
+class ChatTest(unittest.TestCase):
+
+    def test_a_message_without_a_list_of_blocks_is_empty(self):
+        """What an upstream sends instead of a stream may be any JSON."""
+        for content in (True, 5, "text", None, {"type": "text"}, [1, None]):
+            answer = support.json_response(dict(support.message(), content=content))
+            with self.subTest(content=content):
+                with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+                    with running_gateway(provider(upstream)) as gateway:
+                        told = support.exchange(gateway.port, "POST", "/v1/chat/completions",
+                                                [JSON_TYPE], json.dumps(saying("hi")).encode())
+                self.assertEqual(told.status, 200)
+                self.assertEqual(told.json()["choices"][0]["message"]["content"], "")
+
+
 class CleanTest(unittest.TestCase):
 
     def test_large_request_is_not_kept_while_its_stream_lasts(self):
