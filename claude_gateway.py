@@ -3952,8 +3952,11 @@ def text_or_list(value: Any, path: str, problems: Problems) -> tuple[str, ...]:
     return list_of(read_text)(value, path, problems)
 
 
-def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[str, str], ...]:
-    """Extra headers; names must be tokens, and not the ones that we set ourselves."""
+def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[str, Secret], ...]:
+    """Extra headers; names must be tokens, and not the ones that we set ourselves.
+
+    What stands in them may be a key to something.
+    """
     pairs = map_of(read_header_text)(value, path, problems)
     refused = HOP_BY_HOP | frozenset(CREDENTIAL_HEADERS) | {"host", "content-length"}
     for name in pairs:
@@ -3961,7 +3964,7 @@ def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[st
             problems.error("%s.%s" % (path, name), "is not a header name")
         elif name.lower() in refused:
             problems.error("%s.%s" % (path, name), "is set by the gateway")
-    return tuple(pairs.items())
+    return tuple((name, Secret(text)) for name, text in pairs.items())
 
 
 def read_origin(value: Any, path: str, problems: Problems) -> str:
@@ -4388,7 +4391,7 @@ class Provider(NamedTuple):
     default_model: Optional[str]
     credential_header: str
     betas: BetaRule
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, Secret], ...]
     sanitize: Mapping[str, Any]
     refused_fields: tuple[str, ...]
     count_tokens: str
@@ -10730,7 +10733,7 @@ class Engine:
             lease.credentials() if lease.account else exchange.door.credentials(
                 provider, exchange.own_credentials),
             BetaRule(provider.betas.add + exchange.door.betas, provider.betas.drop + sent.drop_betas),
-            provider.headers,
+            [(name, value.reveal()) for name, value in provider.headers],
         )
         dropped = exchange.door.dropped_prefixes
         call = UpstreamCall(request.method, provider, target,
@@ -12572,7 +12575,7 @@ def provider_lines(config: Config) -> list[str]:
             "default_model": provider.default_model,
             "credential_header": provider.credential_header,
             "betas": provider.betas._asdict(),
-            "headers": {name: str(Secret(value)) for name, value in provider.headers},
+            "headers": {name: str(value) for name, value in provider.headers},
             "proxy": provider.proxy,
             "ca_file": provider.ca_file,
             "priority": provider.priority,
