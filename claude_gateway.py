@@ -2595,9 +2595,10 @@ def blocks_of(message: Mapping[str, Any]) -> list:
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
-def block_type(block: Any) -> Any:
+def block_type(block: Any) -> Optional[str]:
     """The type of a block, None for what is none."""
-    return block.get("type") if isinstance(block, dict) else None
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def changed_blocks(message: dict, change: Callable[[Any], Any]) -> dict:

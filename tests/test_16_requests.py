@@ -394,7 +394,7 @@ class ChatTest(unittest.TestCase):
 
     def test_a_message_without_a_list_of_blocks_is_empty(self):
         """What an upstream sends instead of a stream may be any JSON."""
-        for content in (True, 5, "text", None, {"type": "text"}, [1, None]):
+        for content in (True, 5, "text", None, {"type": "text"}, [1, None], [{"type": []}]):
             answer = support.json_response(dict(support.message(), content=content))
             with self.subTest(content=content):
                 with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
