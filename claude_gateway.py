@@ -192,11 +192,30 @@ MIN_BODY_BYTES_PER_SECOND = 1024
 # Blank lines in front of a request (RFC 9112 section 2.2 wants one tolerated).
 MAX_BLANK_LINES = 2
 
+# Request bodies that all connections together may have in memory: seven of the
+# largest, which take 1 GB while they are parsed and sent (measured).  What would
+# go above it is told to come back, before it is read.
+MAX_HELD_BODY_BYTES = 256 * 1024 * 1024
+# Small bodies go on while large ones fill that: Claude Code's are 0.1 to 1 MiB.
+SMALL_BODY_BYTES = 1024 * 1024
+SPARE_BODY_BYTES = 64 * 1024 * 1024
+# What is refused for want of room is told to come back after this: a body of 32 MB
+# is read and sent within a second or two.
+BUSY_RETRY_SECONDS = 2
+
+# Connections above limits.connections whose head is still read, in this time, so
+# that /healthz is answered: a gateway that is busy is not dead.
+SPARE_CONNECTIONS = 32
+SPARE_HEAD_SECONDS = 1.0
+HEALTH_PATHS = ("/health", "/healthz")
+
 # Waiting connections that the kernel may queue; the default of 5 loses clients
 # at 64 in parallel.  The kernel caps it at net.core.somaxconn.
 LISTEN_BACKLOG = 1024
 # A pause where the process is out of descriptors, so that accept() does not spin.
 ACCEPT_PAUSE_SECONDS = 0.1
+OUT_OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
+OUT_OF_ROOM = OUT_OF_DESCRIPTORS | {errno.ENOBUFS, errno.ENOMEM}
 # How long the last bytes may take when the process ends.
 LOG_FLUSH_SECONDS = 2.0
 
@@ -452,9 +471,14 @@ class RequestError(GatewayError):
 
 
 class Unavailable(GatewayError):
-    """Ours: draining, or more connections than the limit."""
+    """Ours: draining, more connections than the limit, or no room for the body."""
 
     status = 503
+
+
+def busy(what: str) -> Unavailable:
+    """The refusal of what there is no room for now; the connection closes after it."""
+    return Unavailable(what, [("retry-after", str(BUSY_RETRY_SECONDS))], close=True)
 
 
 class NoUsableAccount(GatewayError):
@@ -664,13 +688,14 @@ class HttpRequest:
     ``target`` is the request target as it was sent; ``read_body`` gives the whole
     body as bytes, under the server's limit, and may be called once; it raises
     RequestError.  ``peer`` is watched while an upstream is waited for.
+    ``let_go`` tells the server that the body is no longer held in memory.
     ``begin_answer``, where there is one, sends the head of an answer before its
     body is known and gives what sends pieces of it; the answer that is then
     returned is written without its head.
     """
 
     __slots__ = ("method", "target", "path", "query", "headers", "read_body", "peer",
-                 "begin_answer")
+                 "begin_answer", "let_go")
 
     def __init__(
         self,
@@ -680,9 +705,11 @@ class HttpRequest:
         read_body: Callable[[], bytes] = bytes,
         peer: Watch = Watch(),
         begin_answer: Optional[Callable[[HttpResponse], Callable[[bytes], None]]] = None,
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
         self.method = method
         self.target = target
+        self.let_go = let_go
         self.begin_answer = begin_answer
         self.path, _, self.query = target.partition("?")
         self.headers = headers
@@ -813,7 +840,7 @@ class Usage:
 # no folding, no control characters; anything else is a way to smuggle.
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])")
-STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
+STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 BAD_IN_HEAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
@@ -1795,6 +1822,16 @@ def json_space(text: str, at: int) -> int:
     return at if match is None else match.end()
 
 
+def parsed_bytes(data: bytes) -> int:
+    """Roughly what parsing adds to a document's own size: 3 bytes can make an object of 72.
+
+    Code within strings costs little here: a quote or a line end in it is escaped.
+    """
+    objects = sum(map(data.count, (b'{"', b"{ ", b"{\n", b"{\t", b"{\r")))
+    return (240 * objects + 64 * (data.count(b"{}") + data.count(b"["))
+            + 32 * data.count(b","))
+
+
 class JsonPart(NamedTuple):
     """A member of an object or an element of a list, with its place in the text.
 
@@ -2608,9 +2645,10 @@ def blocks_of(message: Mapping[str, Any]) -> list:
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
-def block_type(block: Any) -> Any:
+def block_type(block: Any) -> Optional[str]:
     """The type of a block, None for what is none."""
-    return block.get("type") if isinstance(block, dict) else None
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def changed_blocks(message: dict, change: Callable[[Any], Any]) -> dict:
@@ -3965,8 +4003,11 @@ def text_or_list(value: Any, path: str, problems: Problems) -> tuple[str, ...]:
     return list_of(read_text)(value, path, problems)
 
 
-def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[str, str], ...]:
-    """Extra headers; names must be tokens, and not the ones that we set ourselves."""
+def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[str, Secret], ...]:
+    """Extra headers; names must be tokens, and not the ones that we set ourselves.
+
+    What stands in them may be a key to something.
+    """
     pairs = map_of(read_header_text)(value, path, problems)
     refused = HOP_BY_HOP | frozenset(CREDENTIAL_HEADERS) | {"host", "content-length"}
     for name in pairs:
@@ -3974,7 +4015,7 @@ def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[st
             problems.error("%s.%s" % (path, name), "is not a header name")
         elif name.lower() in refused:
             problems.error("%s.%s" % (path, name), "is set by the gateway")
-    return tuple(pairs.items())
+    return tuple((name, Secret(text)) for name, text in pairs.items())
 
 
 def read_origin(value: Any, path: str, problems: Problems) -> str:
@@ -4401,7 +4442,7 @@ class Provider(NamedTuple):
     default_model: Optional[str]
     credential_header: str
     betas: BetaRule
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, Secret], ...]
     sanitize: Mapping[str, Any]
     refused_fields: tuple[str, ...]
     count_tokens: str
@@ -6581,6 +6622,9 @@ class PoolingHandler(urllib.request.BaseHandler):
             try:
                 wire = Wire(socket.socket(family, kind, protocol), self._monotonic)
             except OSError as error:
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    # No account's fault, and none would do better.
+                    raise busy("the gateway is out of file descriptors") from error
                 failure = error  # a family that this machine does not have
                 continue
             wire.attach(watch)
@@ -9986,7 +10030,9 @@ class ChatDoor(Door):
     def message(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message as a chat.completion; its signed thinking is kept for the next turn."""
         assert self._chat is not None
-        blocks = [block for block in message.get("content") or () if isinstance(block, dict)]
+        content = message.get("content")
+        blocks = [block for block in content if isinstance(block, dict)] if isinstance(
+            content, list) else []
         calls = [block["id"] for block in blocks
                  if block.get("type") == "tool_use" and isinstance(block.get("id"), str)]
         self.remember(calls, [block for block in blocks if is_signed(block)])
@@ -10326,7 +10372,7 @@ class Engine:
     def _walk(self, exchange: Exchange) -> HttpResponse:
         """Contract section 6: route, guard, credentials, then the route's handler."""
         request = exchange.request
-        if self.draining and exchange.path not in ("/health", "/healthz"):
+        if self.draining and exchange.path not in HEALTH_PATHS:
             raise Unavailable("the gateway is shutting down", close=True)
         if exchange.doubled:
             self._log.once("warning", "a client's base URL ends in /v1; set it to http://%s%s "
@@ -10496,7 +10542,10 @@ class Engine:
         if providers and not counting:
             return self._answer_estimate(exchange, counted_as)
         response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
-        return self._answer_estimate(exchange, counted_as) if has_no_count(response) else response
+        if not has_no_count(response):
+            return response
+        response.close("unread")  # it may be a stream that holds a lease
+        return self._answer_estimate(exchange, counted_as)
 
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""
@@ -10586,8 +10635,13 @@ class Engine:
     @staticmethod
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
-        if exchange.record.bytes_in > MAX_CALIBRATED_BYTES:
+        # A stream is no count: what it should have counted is then estimated.
+        if (exchange.record.bytes_in > MAX_CALIBRATED_BYTES
+                and exchange.record.route != "count_tokens"):
             exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
+            exchange.plan = exchange.plan._replace(bodies={
+                name: sent._replace(body=None) for name, sent in exchange.plan.bodies.items()})
+            exchange.request.let_go()
 
     def _learn(self, exchange: Exchange) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
@@ -10763,7 +10817,7 @@ class Engine:
             lease.credentials() if lease.account else exchange.door.credentials(
                 provider, exchange.own_credentials),
             BetaRule(provider.betas.add + exchange.door.betas, provider.betas.drop + sent.drop_betas),
-            provider.headers,
+            [(name, value.reveal()) for name, value in provider.headers],
         )
         dropped = exchange.door.dropped_prefixes
         call = UpstreamCall(request.method, provider, target,
@@ -11499,8 +11553,12 @@ class ClientConnection(Watch):
             raise ClientGone()
         return data
 
-    def read_body(self, decoder: BodyDecoder, limit_bytes: int, seconds: float) -> bytes:
-        """A whole body, in ``seconds`` and some more by its size.  Raises RequestError, ClientGone."""
+    def read_body(self, decoder: BodyDecoder, limit_bytes: int, seconds: float,
+                  reserve: Callable[[int], None]) -> bytes:
+        """A whole body, in ``seconds`` and some more by its size.  Raises RequestError, ClientGone.
+
+        ``reserve`` is told of every piece before it is kept.
+        """
         pieces: list[bytes] = []
         total = 0
         began = self._monotonic()
@@ -11510,6 +11568,7 @@ class ClientConnection(Watch):
             total += len(piece)
             if total > limit_bytes:
                 raise too_large(limit_bytes)
+            reserve(len(piece))
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -11566,6 +11625,56 @@ def too_large(limit_bytes: int) -> RequestError:
     return RequestError(413, "request body larger than %d bytes" % limit_bytes)
 
 
+class BodyBudget:
+    """The room for request bodies in memory, shared by all connections.
+
+    A body that needs more than all of it gets all of it: it is then alone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = 0
+        self.limit_bytes = MAX_HELD_BODY_BYTES
+
+    @property
+    def held_bytes(self) -> int:
+        """What all requests together hold now."""
+        return self._held
+
+    def admit(self, own_bytes: int, count: int) -> int:
+        """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable."""
+        with self._lock:
+            count = min(count, max(0, self.limit_bytes - own_bytes))
+            is_small = own_bytes + count <= SMALL_BODY_BYTES
+            if count and self._held + count > self.limit_bytes + (
+                    SPARE_BODY_BYTES if is_small else 0):
+                raise busy("too many large requests at once")
+            self._held += count
+            return count
+
+    def give_back(self, count: int) -> None:
+        """Free what was reserved."""
+        with self._lock:
+            self._held -= count
+
+
+class BodyShare:
+    """One request's part of the BodyBudget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._bytes = 0
+
+    def take(self, count: int) -> None:
+        """Reserve some more.  Raises Unavailable."""
+        self._bytes += self._budget.admit(self._bytes, count)
+
+    def give_back(self) -> None:
+        """Free all of it; later calls do nothing."""
+        count, self._bytes = self._bytes, 0
+        self._budget.give_back(count)
+
+
 class Framing(NamedTuple):
     """How an answer goes down: whether the connection stays, whether its body is chunked."""
 
@@ -11587,6 +11696,11 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timeouts = self.server.timeouts
         self._client = ClientConnection(self.request, self.server.monotonic)
+        self._share = BodyShare(self.server.bodies)
+        self._is_spare = self.server.is_spare(self.request)
+        self._idle_seconds, self._head_seconds = (
+            (SPARE_HEAD_SECONDS, SPARE_HEAD_SECONDS) if self._is_spare else
+            (self._timeouts.keepalive_seconds, self._timeouts.client_seconds))
         self._decoder: BodyDecoder = NoBody()
         self._lingers = False
         self._start_request()
@@ -11594,16 +11708,19 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
         try:
-            while self._client.await_request(self._timeouts.keepalive_seconds):
+            while self._client.await_request(self._idle_seconds) or self._is_spare:
                 self._start_request()
-                raw: Union[bytes, RequestError] = b""
+                raw: Union[bytes, GatewayError] = b""
                 try:
-                    raw = self._client.read_head(self._timeouts.client_seconds)
+                    raw = self._client.read_head(self._head_seconds)
                 except RequestError as error:
-                    raw = error
+                    raw = busy("too many connections") if self._is_spare else error
                 # Half a head is no request yet: it does not hold up a stop.
                 with self.server.busy():
-                    keep = self._serve_one(raw)
+                    try:
+                        keep = self._serve_one(raw)
+                    finally:
+                        self._share.give_back()
                 if not keep:
                     break
             if self._lingers:
@@ -11621,16 +11738,19 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self._continue_owed = False
         self._begun: Optional[Framing] = None
 
-    def _serve_one(self, raw: Union[bytes, RequestError]) -> bool:
+    def _serve_one(self, raw: Union[bytes, GatewayError]) -> bool:
         """One request and its answer; whether the connection may serve another."""
         request: Optional[HttpRequest] = None
         try:
-            if isinstance(raw, RequestError):
+            if isinstance(raw, GatewayError):
                 raise raw
             self._head = parse_request_head(raw)
             request = HttpRequest(self._head.method, self._head.target, self._head.headers,
-                                  self._read_body, self._client, self._begin_answer)
+                                  self._read_body, self._client, self._begin_answer,
+                                  self._share.give_back)
             self._decoder = request_body_decoder(self._head)
+            if self._is_spare and plain_path(request.path)[0] not in HEALTH_PATHS:
+                raise busy("too many connections")
             self._check_expectation()
             response = self.server.application.handle(request)
         except GatewayError as error:
@@ -11646,12 +11766,20 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def _read_body(self) -> bytes:
         """The request's body, for the engine, once its checks without a body are done."""
         limit_bytes = self.server.limit_bytes
-        if isinstance(self._decoder, LengthBody) and self._decoder.remaining > limit_bytes:
-            raise too_large(limit_bytes)
+        reserve = self._share.take
+        if isinstance(self._decoder, LengthBody):
+            if self._decoder.remaining > limit_bytes:
+                raise too_large(limit_bytes)
+            reserve(self._decoder.remaining)
+            reserve = lambda count: None  # all of it is reserved
         if self._continue_owed and not self._decoder.done:
             self._continue_owed = False
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._timeouts.client_seconds)
-        return self._client.read_body(self._decoder, limit_bytes, self._timeouts.client_seconds)
+        body = self._client.read_body(self._decoder, limit_bytes, self._timeouts.client_seconds,
+                                      reserve)
+        if len(body) > SMALL_BODY_BYTES:
+            self._share.take(parsed_bytes(body))
+        return body
 
     def _begin_answer(self, response: HttpResponse) -> Callable[[bytes], None]:
         """Send the head of an answer whose body comes later; gives what sends pieces of it."""
@@ -11687,8 +11815,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def _framing(self, response: HttpResponse) -> Framing:
         """How an answer's body ends, and whether the connection may serve another."""
         is_framed = response.length is not None or self._head.version == 1
-        keep = is_framed and not (response.close_connection or wants_close(
-            self._head.version, self._head.headers))
+        keep = is_framed and not self._is_spare and not (
+            response.close_connection or wants_close(self._head.version, self._head.headers))
         if not self._decoder.done and (self._continue_owed or not self._small_rest()):
             keep = False
         return Framing(keep, response.length is None and self._head.version == 1)
@@ -11726,7 +11854,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         """Read on for a while before closing: a reset would take the answer with it."""
         self._client.finish_sending()
         decoder: BodyDecoder = UntilCloseBody()
-        self._client.drain(decoder, MAX_DRAIN_BYTES, DRAIN_SECONDS)
+        self._client.drain(decoder, MAX_DRAIN_BYTES,
+                           SPARE_HEAD_SECONDS if self._is_spare else DRAIN_SECONDS)
 
 
 class DownstreamServer(http.server.ThreadingHTTPServer):
@@ -11752,11 +11881,13 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         wall_clock: Callable[[], float],
     ) -> None:
         self.application = application
+        self.bodies = BodyBudget()
         self.configure(timeouts, limits)
         self.monotonic = monotonic
         self.wall_clock = wall_clock
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
+        self._spare: set[socket.socket] = set()
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._busy_count = 0
         self._stopping = threading.Event()
@@ -11773,6 +11904,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         """Bounds for connections from now on."""
         self.timeouts = timeouts
         self.limit_bytes = limits.body_bytes
+        self.bodies.limit_bytes = max(MAX_HELD_BODY_BYTES, limits.body_bytes)
         self._limit_connections = limits.connections
 
     def server_bind(self) -> None:
@@ -11810,19 +11942,23 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno in OUT_OF_ROOM:
                 self._stopping.wait(ACCEPT_PAUSE_SECONDS)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or an immediate 503 above the limit."""
+        """A thread for the connection, or an immediate 503 above the limit.
+
+        Those just above it are looked at: health is told even then.
+        """
         with self._changed:
-            if self._stopping.is_set():
-                full = True
-            else:
-                full = len(self._connections) >= self._limit_connections
+            count = len(self._connections)
+            full = (self._stopping.is_set()
+                    or count >= self._limit_connections + SPARE_CONNECTIONS)
             if not full:
                 self._connections.add(request)
+                if count >= self._limit_connections:
+                    self._spare.add(request)
         if full:
             self._turn_away(request)
             return
@@ -11838,8 +11974,13 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             self._threads_seen.add(threading.current_thread())
         super().process_request_thread(request, client_address)
 
+    def is_spare(self, request: Any) -> bool:
+        """Whether a connection came above the limit: it may ask for health alone."""
+        with self._changed:
+            return request in self._spare
+
     def _turn_away(self, request: Any) -> None:
-        response = self.application.refuse(Unavailable("too many connections", close=True), None)
+        response = self.application.refuse(busy("too many connections"), None)
         try:
             request.setblocking(False)
             request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
@@ -11856,6 +11997,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         """Close a connection; called when its thread has ended."""
         with self._changed:
             self._connections.discard(request)
+            self._spare.discard(request)
             self._changed.notify_all()
         self.close_request(request)
 
@@ -12585,7 +12727,7 @@ def provider_lines(config: Config) -> list[str]:
             "default_model": provider.default_model,
             "credential_header": provider.credential_header,
             "betas": provider.betas._asdict(),
-            "headers": {name: str(Secret(value)) for name, value in provider.headers},
+            "headers": {name: str(value) for name, value in provider.headers},
             "proxy": provider.proxy,
             "ca_file": provider.ca_file,
             "priority": provider.priority,

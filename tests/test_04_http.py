@@ -235,7 +235,8 @@ class ParseResponseHeadTest(unittest.TestCase):
 
     def test_status_lines_that_are_not(self):
         for start in ("", "HTTP/1.1", "HTTP/1.1 ", "HTTP/1.1 20", "HTTP/1.1 2000", "HTTP/1.1 099",
-                      "HTTP/1.1 +20", "HTTP/1.1 2_0", "HTTP/1.1 -20", "HTTP/1.1 20\xb2",
+                      "HTTP/1.1 600", "HTTP/1.1 999 X", "HTTP/1.1 +20", "HTTP/1.1 2_0",
+                      "HTTP/1.1 -20", "HTTP/1.1 20\xb2",
                       "HTTP/1.1  200 OK", "HTTP/2 200", "HTTP/2.0 200 OK", "http/1.1 200 OK",
                       "HTTP/1.1 200OK", "HTTP/1.1 200 a\x00b", "HTTP/1.1 200 a\x1bb",
                       "ICY 200 OK", "SSH-2.0-OpenSSH_9", "<html>", " HTTP/1.1 200 OK"):

@@ -257,6 +257,18 @@ class CountTest(RequestCase):
                                path=self.PATH)
         self.assertEqual(told.header("x-gateway-estimated"), "true")
 
+    def test_a_stream_instead_of_a_count_holds_no_lease(self):
+        with support.ScriptedUpstream(respond=lambda request: support.stream_response(
+                support.stream_events())) as upstream:
+            with running_gateway(provider(upstream)) as gateway:
+                for text in ("hi", "word " * 10000):
+                    told = support.exchange(gateway.port, "POST", self.PATH, [JSON_TYPE],
+                                            json.dumps(saying(text)).encode())
+                    self.assertEqual((told.status, told.header("x-gateway-estimated")),
+                                     (200, "true"))
+                    counts = gateway.status()
+                    self.assertEqual((counts["leases"], counts["upstream_active"]), (0, 0))
+
     def test_odd_usage_neither_teaches_nor_loses_the_record(self):
         for tokens in (10 ** 400, -5, True, "9"):
             message = dict(support.message(), usage={"input_tokens": tokens})
@@ -376,6 +388,21 @@ class DepthTest(RequestCase):
             sent, told, _ = self.sent(body)
             self.assertEqual((told.status, sent["messages"][0]["content"]),
                              (200, [{"type": "text", "text": "z"}]))
+
+
+class ChatTest(unittest.TestCase):
+
+    def test_a_message_without_a_list_of_blocks_is_empty(self):
+        """What an upstream sends instead of a stream may be any JSON."""
+        for content in (True, 5, "text", None, {"type": "text"}, [1, None], [{"type": []}]):
+            answer = support.json_response(dict(support.message(), content=content))
+            with self.subTest(content=content):
+                with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+                    with running_gateway(provider(upstream)) as gateway:
+                        told = support.exchange(gateway.port, "POST", "/v1/chat/completions",
+                                                [JSON_TYPE], json.dumps(saying("hi")).encode())
+                self.assertEqual(told.status, 200)
+                self.assertEqual(told.json()["choices"][0]["message"]["content"], "")
 
 
 class CleanTest(unittest.TestCase):
