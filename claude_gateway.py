@@ -11281,8 +11281,8 @@ class ChatBody(RelayBody):
                     tracker.look(SseEvent("error", plain_json(chat.failure)))
                 break  # what trails behind it is nobody's
         if chat.complete:
-            frames.append(self._ending())
-        elif tracker.blind:
+            return b"".join([*frames, self._ending()])
+        if tracker.blind:
             raise UpstreamMalformed("an event of the upstream's stream is larger than %d bytes"
                                     % MAX_SSE_EVENT_BYTES)
         # Pieces that are kept for later (a custom tool's input) must not look like silence.
