@@ -166,7 +166,13 @@ class HeldTest(unittest.TestCase):
             with self.subTest(path):
                 held, _ = self.held_when(path, body, False,
                                          lambda upstream, client: upstream.wait_requests(1))
-                self.assertEqual(held, len(body) + gw.parsed_bytes(body))
+                self.assertEqual(held, len(body))
+
+    def test_a_bomb_reserves_what_it_takes(self):
+        body = large_body(2 * MIB)[:-4] + b'"}],"x":[' + b"[]," * MIB + b"[]]}"
+        held, _ = self.held_when("/v1/messages", body, False,
+                                 lambda upstream, client: upstream.wait_requests(1))
+        self.assertEqual(held, gw.parsed_bytes(body))
 
     def test_nothing_of_a_large_request_stays_while_its_stream_lasts(self):
         body = large_body(4 * MIB, stream=True)
