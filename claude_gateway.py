@@ -13078,9 +13078,9 @@ def judge_client(environ: Mapping[str, str], config: Config) -> list[Finding]:
         findings.append(Finding("warn", "client", "ANTHROPIC_CUSTOM_HEADERS sets a credential or "
                                 "Host beside the client's own",
                                 (("unset", "ANTHROPIC_CUSTOM_HEADERS"),)))
-    patience = demo_number(environ.get("API_TIMEOUT_MS", "")[:-3]) \
-        if environ.get("API_TIMEOUT_MS") else math.inf
-    if patience < config.timeouts.first_byte_seconds:
+    patience = environ.get("API_TIMEOUT_MS", "").strip()
+    if re.fullmatch("[0-9]{1,12}", patience) and (
+            int(patience) < 1000 * config.timeouts.first_byte_seconds):
         findings.append(Finding(
             "warn", "client", "API_TIMEOUT_MS gives up before the gateway does "
             "(timeouts.first_byte_seconds is %g)" % config.timeouts.first_byte_seconds,
