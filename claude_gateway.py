@@ -12753,6 +12753,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
             for row in rows]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "account"), counted(0, "account")
+    ('1 account', '0 accounts')
+    """
+    return "%d %s%s" % (count, noun, "" if count == 1 else "s")
+
+
 def human_seconds(seconds: Any) -> str:
     """A duration in its two largest units.
 
@@ -13149,9 +13158,10 @@ class Doctor:
         for warning in self._config.warnings:
             yield Finding("warn", "config", warning, (("gateway", "check"),))
         if not (fault or self._config.warnings):
-            yield Finding("ok", "config", "%d providers, %d accounts" % (
-                len(self._config.providers),
-                sum(len(provider.accounts) for provider in self._config.providers)))
+            providers = self._config.providers
+            yield Finding("ok", "config", "%s, %s" % (
+                counted(len(providers), "provider"),
+                counted(sum(len(provider.accounts) for provider in providers), "account")))
 
     def _look_at_port(self) -> list[Finding]:
         self._show("looking at the port")

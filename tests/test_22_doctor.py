@@ -252,7 +252,7 @@ class ProgramTest(FolderTest):
 
     GOOD = """\
 ok    python        PYTHON
-ok    config        1 providers, 1 accounts
+ok    config        1 provider, 1 account
 ok    port          127.0.0.1:PORT is free
 ok    proxy         none set
 ok    certificates  the system's
@@ -415,7 +415,7 @@ class DoctorTest(ProgramTest):
     def test_a_transparent_provider(self):
         self.answer = {"status": 401, "obj": error_body("authentication_error", "no")}
         self.assertEqual(self.doctor(provider={"accounts": []}), (0, self.GOOD.replace(
-            "1 accounts", "0 accounts").replace(
+            "1 account\n", "0 accounts\n").replace(
             "own/work: the credential is taken",
             "own: none, each client's own key is passed on; it answers (401)")))
 
@@ -441,13 +441,16 @@ class DoctorTest(ProgramTest):
         self.assertNotIn("dns", result.stdout)
 
 
-class HandshakeTest(ProgramTest):
+class CertificateTest(ProgramTest):
 
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(cls.folder.cleanup)
         cls.material = make_tls_material(cls.folder.name)
+
+
+class HandshakeTest(CertificateTest):
 
     def setUp(self):
         super().setUp()
@@ -468,6 +471,52 @@ class HandshakeTest(ProgramTest):
         self.assertEqual(code, 1)
         self.assertIn("the certificate of 127.0.0.1 is not trusted", lines[0])
         self.assertEqual(self.upstream.requests, [], "no credential is sent")
+
+
+class ProxyTest(CertificateTest):
+    """The way to the upstream through a proxy; inside this process."""
+
+    def tunnel(self, connection):
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        connection.shake_hands(self.material.server_context())
+
+    def look(self, *scripts, **how):
+        """Findings of one look through a proxy of these scripts, and what it was asked."""
+        with ScriptedUpstream(lambda connection: None, *scripts, **how) as proxy:
+            config = gw.Config.from_dict({"port": self.port, "providers": [{
+                "name": "own", "base_url": "https://localhost:4711",
+                "proxy": "http://user:MARKED@127.0.0.1:%d" % proxy.port,
+                "ca_file": self.material.ca_file,
+                "accounts": [{"name": "work", "api_key": SECRET}]}]})
+            doctor = gw.Doctor(config, {}, time.time, lambda text: None)
+            try:
+                found = {finding.what: finding for finding in doctor.findings(False)}
+            finally:
+                doctor.close()
+            self.assertNotIn("MARKED", str(found))
+            return found, proxy.requests
+
+    def test_through_a_tunnel(self):
+        def answer(connection):
+            self.tunnel(connection)
+            connection.read_request()
+            connection.send(json_response({"input_tokens": 1}))
+            connection.wait_closed("the doctor's end")
+
+        found, requests = self.look(self.tunnel, answer)
+        self.assertIn("the proxy for localhost", found["tcp"].text)
+        self.assertEqual([found[what].level for what in ("dns", "tcp", "tls", "account")],
+                         ["ok", "ok", "warn", "ok"])
+        self.assertEqual([request.method for request in requests], ["CONNECT", "CONNECT", "POST"])
+        self.assertTrue(all(request.header("proxy-authorization") for request in requests[:2]))
+        self.assertIsNone(requests[2].header("proxy-authorization"))
+
+    def test_a_proxy_that_refuses(self):
+        found, _ = self.look(respond=lambda request: json_response({}, 407))
+        self.assertEqual(found["tls"].level, "FAIL")
+        self.assertIn("407", found["tls"].text)
+        self.assertNotIn("account", found)
 
 
 if __name__ == "__main__":
