@@ -13140,7 +13140,10 @@ class Doctor:
                     yield from self._look_at_provider(provider)
             if self._offset is not None:
                 yield judge_clock(self._offset, sys.platform)
-        yield from judge_client(self._environ, self._config)
+        path = client_settings_path(self._environ)
+        block = client_settings(path)
+        for finding in judge_client(dict(self._environ, **block), self._config):
+            yield mended_in_file(finding, path, block)
 
     def close(self) -> None:
         """End what a look may have left under way."""
@@ -13318,6 +13321,33 @@ class Doctor:
             self._offset = now - date.timestamp()
         except (IndexError, TypeError, ValueError, OverflowError):
             pass  # no Date that could be compared with
+
+
+def client_settings_path(environ: Mapping[str, str]) -> str:
+    """Where Claude Code keeps its settings for this user; "" without a home."""
+    home = environ.get("HOME") or environ.get("USERPROFILE") or ""
+    folder = environ.get("CLAUDE_CONFIG_DIR") or (os.path.join(home, ".claude") if home else "")
+    return os.path.join(folder, "settings.json") if folder else ""
+
+
+def client_settings(path: str) -> dict[str, str]:
+    """The env block of Claude Code's settings, which beats the shell's variables there."""
+    try:
+        block = json.loads(read_text_file(path))["env"]
+        return {str(name): value for name, value in block.items() if isinstance(value, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # no such file or no such block: the shell's variables are all there is
+
+
+def mended_in_file(finding: Finding, path: str, block: Mapping[str, str]) -> Finding:
+    """A finding about a variable of the settings file has its mend there, not in a shell."""
+    names = [mend[1] for mend in finding.mends if mend[0] in ("set", "unset") and mend[1] in block]
+    if not names:
+        return finding
+    return finding._replace(
+        text="%s (%s says so)" % (finding.text, path),
+        mends=tuple(("say", "in its env block: " + mend_line(mend, SHELLS["json"]))
+                    for mend in finding.mends))
 
 
 def certificates_fault(path: str) -> str:

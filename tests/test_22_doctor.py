@@ -1,5 +1,6 @@
 """Section 22: the doctor's judgements as tables, and whole outputs of the program."""
 
+import os
 import re
 import shutil
 import socket
@@ -368,6 +369,22 @@ class DoctorTest(ProgramTest):
                         "FAIL  client        ANTHROPIC_BASE_URL points at "
                         "https://api.anthropic.com, past this gateway\n"
                         "        mend: %s\n" % mend)}, "9 ok, 0 warn, 1 FAIL")
+
+    def test_the_clients_settings_file_beats_its_shell(self):
+        path = self.write(os.path.join(self.home, ".claude", "settings.json"), {"env": {
+            "ANTHROPIC_BASE_URL": "http://127.0.0.1:9/", "ANTHROPIC_AUTH_TOKEN": "MARKED"}})
+        self.expect(self.doctor("--shell", "cmd"), 1, {"client": (
+            "FAIL  client        ANTHROPIC_BASE_URL has port 9, but the gateway's is PORT (%s "
+            "says so)\n        mend: in its env block: \"ANTHROPIC_BASE_URL\": "
+            "\"http://127.0.0.1:PORT\"\n" % path)}, "9 ok, 0 warn, 1 FAIL")
+
+    def test_a_settings_file_that_says_nothing(self):
+        for content in (b"", b"[]", b'{"env": 3}', b'{"env": {"ANTHROPIC_BASE_URL": 3}}', b"\xff"):
+            with self.subTest(content):
+                path = self.write("settings.json", content)
+                self.assertEqual(gw.client_settings(path), {})
+        self.assertEqual(gw.client_settings_path({}), "")
+        self.assertEqual(gw.client_settings(""), {})
 
     def test_expired_key(self):
         self.answer = {"status": 401, "obj": error_body("authentication_error", "invalid " + SECRET)}
