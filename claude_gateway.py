@@ -14559,37 +14559,31 @@ def status_lines(document: Mapping[str, Any], url: str) -> list[str]:
         lines += ["", *aligned([head, *(account_row(row) for row in accounts)])]
     else:
         lines.append("no accounts: each client's own key is passed on")
-    for title, names, rows in total_tables(document.get("totals")):
-        lines += ["", *aligned([(title, *names), *rows])]
-    return lines
+    totals = total_rows(document.get("totals"), document.get("models"))
+    return lines + (["", *aligned(totals)] if totals else [])
 
 
 def account_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     """One account of a snapshot as cells."""
     seconds = row.get("ready_in_seconds") or 0
-    return (str(row.get("provider", "")), str(row.get("account", row.get("name", ""))),
-            str(row.get("state", "")), human_seconds(seconds) if seconds else "now",
-            str(row.get("in_flight", 0)), str(row.get("last_error") or "-"))
+    state = row.get("state", "") if row.get("enabled", True) else "disabled"
+    return (str(row.get("provider", "")), str(row.get("account", "")), str(state),
+            human_seconds(seconds) if seconds else "now", str(row.get("in_flight", 0)),
+            str(row.get("last_error") or "-"))
 
 
-def total_tables(totals: Any) -> Iterator[tuple[str, list[str], list[tuple[str, ...]]]]:
-    """(title, columns, rows) of the totals, whatever a gateway counts: groups of numbers,
-    or groups of such by model."""
+def total_rows(totals: Any, models: Any) -> list[tuple[str, ...]]:
+    """A table of what was counted, for each model and for all; [] where nothing was."""
+    by_model = {name: row for name, row in models.items() if isinstance(row, dict)} \
+        if isinstance(models, dict) else {}
     if not isinstance(totals, dict):
-        return
-    plain = [(name, str(value)) for name, value in totals.items()
-             if isinstance(value, (int, float))]
-    if plain:
-        yield "totals", [""], plain
-    for title, group in totals.items():
-        if not isinstance(group, dict) or not group:
-            continue
-        first = next(iter(group.values()))
-        names = [name for name, value in first.items() if isinstance(value, (int, float))] \
-            if isinstance(first, dict) else [""]
-        yield title, names, [
-            (str(key), *(str(value.get(name, 0)) for name in names)) if isinstance(value, dict)
-            else (str(key), str(value)) for key, value in group.items()]
+        return []
+    names = [name for name, value in totals.items() if isinstance(value, (int, float))]
+    rows = [(str(model), *(str(row.get(name, 0)) for name in names))
+            for model, row in by_model.items()]
+    heads = [name.replace("_tokens", "").replace("_", " ") for name in names]
+    return [("model", *heads), *rows, ("all", *(str(totals[name]) for name in names))] \
+        if names else []
 
 
 def command_doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

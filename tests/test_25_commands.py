@@ -277,7 +277,9 @@ STATUS = {
          "in_flight": 2, "last_error": "", "limits": {}},
         {"provider": "zai", "account": "zai-1", "state": "cooling", "ready_in_seconds": 72.3,
          "in_flight": 0, "last_error": "429\x1b[2J", "limits": {}}],
-    "totals": {"requests": 7, "models": {"claude-opus-5-5": {"requests": 7, "input_tokens": 900}}},
+    "totals": {"requests": 7, "errors": 1, "input_tokens": 900, "cache_read_tokens": 12345},
+    "models": {"claude-opus-5-5": {"requests": 7, "errors": 1, "input_tokens": 900,
+                                   "cache_read_tokens": 12345}},
 }
 
 
@@ -300,11 +302,9 @@ provider   account  state    ready in    in flight  last error
 anthropic  work     ready    now         2          -
 zai        zai-1    cooling  1 min 12 s  0          429\\x1b[2J
 
-totals
-requests  7
-
-models           requests  input_tokens
-claude-opus-5-5  7         900
+model            requests  errors  input  cache read
+claude-opus-5-5  7         1       900    12345
+all              7         1       900    12345
 """ % url)
 
     def test_json_is_what_the_gateway_said(self):
@@ -364,7 +364,8 @@ claude-opus-5-5  7         900
     def test_anything_a_snapshot_may_hold_is_shown_without_a_fault(self):
         for document in ({}, {"accounts": None, "totals": 3}, {"in_flight": [{}, {}]},
                          {"totals": {"a": {}, "b": {"c": 1}, "d": "e"}},
-                         {"totals": {"a": {"x": {"y": 1}, "z": 2}}}, {"accounts": [{}, 3]}):
+                         {"totals": {"a": 1}, "models": {"m": 3, "n": {"b": 2}}},
+                         {"accounts": [{}, 3, {"enabled": False}]}):
             with self.subTest(document):
                 self.assertTrue(gw.status_lines(document, "http://127.0.0.1:1"))
 
