@@ -12901,8 +12901,10 @@ def judge_port(host: str, port: int, fault: str, holder: str, is_gateway: bool) 
     if holder:
         return [Finding("FAIL", "port", "%s is held by %s" % (where, holder),
                         (("gateway", "--port", str(port + 1 if port < 65535 else 0)),))]
+    # Below 1024 a port is the administrator's; else it is the address.
+    words = ("--port", "8045") if 0 < port < 1024 else ("--host", "127.0.0.1", "--port", str(port))
     return [Finding("FAIL", "port", "cannot listen on %s: %s" % (where, fault),
-                    (("gateway", "--host", "127.0.0.1", "--port", str(port)),))]
+                    (("gateway", *words),))]
 
 
 def judge_proxies(environ: Mapping[str, str], host: str, port: int) -> list[Finding]:

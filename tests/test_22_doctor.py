@@ -86,8 +86,10 @@ class JudgeTest(unittest.TestCase):
              "a gateway answers at 127.0.0.1:1"),
             ("taken", ("127.0.0.1", 1, "in use", "process 7, nginx", False), "FAIL",
              "127.0.0.1:1 is held by process 7, nginx"),
-            ("no address", ("192.0.2.1", 1, "no such address", "", False), "FAIL",
-             "cannot listen on 192.0.2.1:1: no such address"),
+            ("no address", ("192.0.2.1", 8045, "no such address", "", False), "FAIL",
+             "cannot listen on 192.0.2.1:8045: no such address"),
+            ("not ours to take", ("127.0.0.1", 99, "Permission denied", "", False), "FAIL",
+             "cannot listen on 127.0.0.1:99: Permission denied"),
         ]
         for name, facts, level, text in table:
             with self.subTest(name):
