@@ -14,8 +14,8 @@ thread, reads no environment and opens no socket.
 
 The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
-and returns values; sockets live in 13 and 17; section 20 alone builds the real
-clocks, openers and servers (and wakes itself by a pair of sockets on signals).
+and returns values; sockets live in 13 and 17; section 20 builds the real clocks,
+openers and servers, and what stands below it is the program around them.
 The number left out is kept for what is to come: 19 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
@@ -36,7 +36,12 @@ The number left out is kept for what is to come: 19 the dashboard's page.
     16 Engine                    routes, the walk of one request, attempts, the relay
     17 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
     18 Demo upstream             honest streams without a key or a network
-    20 Command line              serve, check, env; Gateway, the composed whole
+    20 Gateway                   the composed whole; which configurations it refuses to serve
+    21 Options and files         the command line's words, the file, what people read
+    22 Doctor                    everything between a client and an answer, a finding a line
+    23 Self-test                 an upstream, gateways and clients to try the contract with
+    24 Clauses                   the contract, a small function each
+    25 Command line              serve, check, doctor, env, init, status, selftest
 
 One request::
 
@@ -12228,12 +12233,8 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
                             demo_tokens(answer))
 
 
-# ---- 20. Command line --------------------------------------------------------
+# ---- 20. Gateway -------------------------------------------------------------
 
-CONFIG_NAME = "claude_gateway.json"
-EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-SECRET_KEYS = frozenset([
-    "api_key", "api_keys", "auth_token", "client_secret", "key", "proxy", "refresh_token"])
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 
 
@@ -12282,7 +12283,8 @@ class Gateway:
         for warning in self.config.warnings:
             self._log.message("warning", warning)
         self._stop_pauses = threading.Event()
-        transport = Transport(time.monotonic, self._proxy_chooser(), self._ca_files())
+        transport = Transport(time.monotonic, proxy_chooser(self._environ, self._log.message),
+                              named_ca_files(self._environ, self._log.message))
         renewal = Renewal(transport.send, transport.pause, time.monotonic, time.time, self._log)
         try:
             config = self._with_demo(self.config)
@@ -12296,39 +12298,6 @@ class Gateway:
         self._engine, self._transport, self._renewal = engine, transport, renewal
         self.url, self.port = server.url, server.server_port
         return self
-
-    def _proxy_chooser(self) -> Callable[[BaseUrl], Optional[ProxyAddress]]:
-        """The environment's proxies (or the system's), looked up once, now."""
-        if self._environ is None:
-            proxies, bypass = urllib.request.getproxies(), urllib.request.proxy_bypass
-        else:
-            proxies = {name.lower()[:-6]: value for name, value in sorted(self._environ.items())
-                       if name.lower().endswith("_proxy") and value}
-            bypass = partial(urllib.request.proxy_bypass_environment, proxies=proxies)
-        parsed: dict[str, ProxyAddress] = {}
-        for scheme in ("http", "https"):
-            text = proxies.get(scheme) or proxies.get("all")
-            try:
-                parsed.update({scheme: parse_proxy(text)} if text else {})
-            except ValueError as error:
-                self._log.message("error", "%s proxy of the environment not used: %s"
-                                  % (scheme, error))
-
-        def choose(base_url: BaseUrl) -> Optional[ProxyAddress]:
-            host = "%s:%d" % (base_url.host, base_url.port)
-            direct = is_loopback(base_url.host) or bypass(host)
-            return None if direct else parsed.get(base_url.scheme)
-
-        return choose
-
-    def _ca_files(self) -> list[str]:
-        """The environment's files of certificates; one that is gone must not stop all TLS."""
-        environ = os.environ if self._environ is None else self._environ
-        named = [(name, environ[name]) for name in CA_VARIABLES if environ.get(name)]
-        for name, path in named:
-            if not os.path.isfile(path):
-                self._log.message("warning", "%s names %s, which is no file" % (name, path))
-        return [path for _, path in named if os.path.isfile(path)]
 
     def _with_demo(self, config: Config) -> Config:
         """The configuration with the demo upstream's address, which is started if wanted."""
@@ -12455,14 +12424,81 @@ class Gateway:
         self.stop()
 
 
+def proxy_chooser(
+    environ: Optional[Mapping[str, str]],
+    tell: Callable[[str, str], None],
+) -> Callable[[BaseUrl], Optional[ProxyAddress]]:
+    """The environment's proxies (None: the process' and the system's), looked up once, now.
+
+    ``tell(level, text)`` hears of one that cannot be used.
+    """
+    if environ is None:
+        proxies, bypass = urllib.request.getproxies(), urllib.request.proxy_bypass
+    else:
+        proxies = {name.lower()[:-6]: value for name, value in sorted(environ.items())
+                   if name.lower().endswith("_proxy") and value}
+        bypass = partial(urllib.request.proxy_bypass_environment, proxies=proxies)
+    parsed: dict[str, ProxyAddress] = {}
+    for scheme in ("http", "https"):
+        text = proxies.get(scheme) or proxies.get("all")
+        try:
+            parsed.update({scheme: parse_proxy(text)} if text else {})
+        except ValueError as error:
+            tell("error", "%s proxy of the environment not used: %s" % (scheme, error))
+
+    def choose(base_url: BaseUrl) -> Optional[ProxyAddress]:
+        host = "%s:%d" % (base_url.host, base_url.port)
+        direct = is_loopback(base_url.host) or bypass(host)
+        return None if direct else parsed.get(base_url.scheme)
+
+    return choose
+
+
+def named_ca_files(
+    environ: Optional[Mapping[str, str]],
+    tell: Callable[[str, str], None],
+) -> list[str]:
+    """The environment's files of certificates; one that is gone must not stop all TLS."""
+    environ = os.environ if environ is None else environ
+    named = [(name, environ[name]) for name in CA_VARIABLES if environ.get(name)]
+    for name, path in named:
+        if not os.path.isfile(path):
+            tell("warning", "%s names %s, which is no file" % (name, path))
+    return [path for _, path in named if os.path.isfile(path)]
+
+
 def new_request_id() -> str:
     """An id for a request: 96 random bits."""
     return "req_" + os.urandom(12).hex()
 
 
-# -- options and configuration
+def is_same_host(listening: str, asked: str) -> bool:
+    """Whether a connection to ``asked`` comes out where ``listening`` is listened on."""
+    listening, asked = (name.strip("[]").lower().rstrip(".") for name in (listening, asked))
+    anywhere = ("0.0.0.0", "::")
+    local = is_loopback(asked) or asked in anywhere
+    return listening == asked or local and (is_loopback(listening) or listening in anywhere)
 
 
+def startup_fault(config: Config) -> str:
+    """Why a valid configuration must not be served, with its path and what to do; or ""."""
+    if config.auth.mode == "auto" and not config.auth.api_keys and not is_loopback(config.host):
+        return ("host: %s is not loopback and there is no key: add --api-key (or auth.api_keys), "
+                "or say --auth off" % config.host)
+    for index, provider in enumerate(config.providers):
+        base = provider.base_url
+        if provider.preset != DEMO and base.port == config.port and is_same_host(
+                config.host, base.host):
+            return "providers[%d].base_url: %s is this gateway itself" % (index, base)
+    return ""
+
+
+# ---- 21. Options and files ---------------------------------------------------
+
+CONFIG_NAME = "claude_gateway.json"
+EXIT_GOOD, EXIT_BAD, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+SECRET_KEYS = frozenset([
+    "api_key", "api_keys", "auth_token", "client_secret", "key", "proxy", "refresh_token"])
 # How often the configuration file is looked at: one stat.
 FILE_LOOK_SECONDS = 1.0
 
@@ -12471,37 +12507,208 @@ PLAIN_OPTIONS = tuple(setting for setting in SETTINGS
                       if setting.flag and not isinstance(setting.default, tuple))
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Every command takes the options that say which gateway is meant."""
+class Shell(NamedTuple):
+    """How a shell's lines are written; ``python`` is how the interpreter is called there."""
+
+    set: Callable[[str, str], str]
+    unset: Callable[[str], str]
+    quote: Callable[[str], str]
+    python: str = "python3"
+
+
+def quote_for_cmd(word: str) -> str:
+    """A word in double quotes where cmd would split it or take a part of it as its own."""
+    return '"%s"' % word if re.search(r"[\s&|<>^]", word) else word
+
+
+def quote_for_powershell(word: str) -> str:
+    """A word in single quotes where PowerShell would read it otherwise."""
+    plain = re.fullmatch(r"[A-Za-z0-9_./:=\\-]+", word) is not None
+    return word if plain else "'%s'" % word.replace("'", "''")
+
+
+SHELLS: Mapping[str, Shell] = {
+    "bash": Shell(
+        lambda name, value: "export %s=%s" % (name, shlex.quote(value)),
+        lambda name: "unset %s" % name,
+        shlex.quote),
+    "cmd": Shell(
+        lambda name, value: "set %s" % quote_for_cmd("%s=%s" % (name, value)),
+        lambda name: "set %s=" % name,
+        quote_for_cmd, "py"),
+    "fish": Shell(
+        lambda name, value: "set -gx %s %s" % (name, shlex.quote(value)),
+        lambda name: "set -e %s" % name,
+        shlex.quote),
+    # The env block of Claude Code's settings file.
+    "json": Shell(
+        lambda name, value: "%s: %s" % (json.dumps(name), json.dumps(value)),
+        lambda name: "remove %s" % json.dumps(name),
+        shlex.quote),
+    "powershell": Shell(
+        lambda name, value: "$env:%s = '%s'" % (name, value.replace("'", "''")),
+        lambda name: "Remove-Item Env:%s" % name,
+        quote_for_powershell, "py"),
+}
+
+
+def detected_shell(environ: Mapping[str, str], is_windows: bool) -> str:
+    """Whose syntax to write where nobody said; cmd alone sets PROMPT for its children."""
+    name = re.split(r"[/\\]", environ.get("SHELL", ""))[-1].lower()
+    if is_windows and "MSYSTEM" not in environ:
+        return "cmd" if "PROMPT" in environ else "powershell"
+    return {"fish": "fish", "pwsh": "powershell"}.get(name, "bash")
+
+
+class Command(NamedTuple):
+    """What ``--help`` tells of a command; ``options`` are those that it has for itself."""
+
+    about: str
+    text: str
+    examples: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+COMMAND_TEXTS: Mapping[str, Command] = {
+    "serve": Command(
+        "run the gateway; also what happens without a command",
+        "Listens until Ctrl-C or SIGTERM, and prints where, whose accounts it uses (keys\n"
+        "masked) and the lines that point a client at it.  Without any configuration it\n"
+        "passes each client's own key on to https://api.anthropic.com.",
+        ("serve --demo", "serve --port 8045 --upstream-key env:MY_KEY"),
+        ("--quiet",)),
+    "check": Command(
+        "validate the configuration and print what it comes to",
+        "Reads options, environment and file as serve would and prints every setting in\n"
+        "force, secrets masked.  A fault is told with its path and what to write instead.\n"
+        "Exit code 0 where it can be served, 2 where not.",
+        ("check", "check --config other.json")),
+    "doctor": Command(
+        "look at everything between a client and an answer",
+        "A line each for Python, the port, proxies, certificates, the way to each\n"
+        "upstream, each account's key (asked with a call that costs nothing), the clock\n"
+        "and the client's variables in this shell; below a bad one, what mends it.\n"
+        "Exit code 1 where something is broken.",
+        ("doctor", "doctor --offline", "doctor --shell powershell"),
+        ("--offline", "--shell")),
+    "env": Command(
+        "print the lines that point a client at the gateway",
+        "To be copied into the shell in which the client runs, or, with --shell json,\n"
+        "into ~/.claude/settings.json.",
+        ('eval "$(python3 claude_gateway.py env)"', "env --shell powershell",
+         "env --shell json"),
+        ("--shell",)),
+    "init": Command(
+        "write a starter configuration",
+        "Writes every setting with its default to PATH (./claude_gateway.json, where the\n"
+        "other commands look for it), readable by you alone.  An existing file is never\n"
+        "touched.  What it writes can be served as it is.",
+        ("init", "init other.json --port 9000")),
+    "status": Command(
+        "ask the running gateway how it is",
+        "Prints its accounts with their state and cooldown, requests in flight and\n"
+        "totals.  Exit code 1 where no gateway runs there.",
+        ("status", "status --port 9000 --api-key env:GATEWAY_KEY", "status --json"),
+        ("--json",)),
+    "selftest": Command(
+        "try the gateway's promises on this machine",
+        "Starts an upstream and gateways on free ports of 127.0.0.1, walks the contract\n"
+        "clause by clause over real sockets and prints what holds.  It needs no network,\n"
+        "no key and no configuration, and ends within seconds.  Exit code 1 where a\n"
+        "clause fails.",
+        ("selftest", "selftest --quiet"),
+        ("--quiet",)),
+}
+
+OWN_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "--json": {"action": "store_true", "help": "print the gateway's JSON as it is"},
+    "--offline": {"action": "store_true", "help": "look at this machine alone, ask nobody"},
+    "--quiet": {"action": "store_true",
+                "help": "serve: print only where it listens; selftest: only what fails"},
+    "--shell": {"choices": sorted(SHELLS), "help": "whose syntax (the shell that is running)"},
+}
+
+
+def argument_parser(command: str = "") -> argparse.ArgumentParser:
+    """The options of one command, as its ``--help`` shows them; without one, of all."""
+    told = COMMAND_TEXTS.get(command)
     parser = argparse.ArgumentParser(
         prog="claude_gateway.py",
         allow_abbrev=False,
-        description="A gateway between Anthropic clients and the upstreams that serve them.",
-        epilog="Without a command it serves.  README.md tells the rest.")
-    parser.add_argument("command", nargs="?", default="serve", choices=sorted(COMMANDS),
-                        help="serve (default), check: validate and print the configuration, "
-                             "env: print the client's lines")
-    parser.add_argument("--config", metavar="FILE", help="configuration file (JSON; TOML from "
-                                                         "Python 3.11 on)")
-    for setting in PLAIN_OPTIONS:
-        parser.add_argument(setting.flag, dest=setting.path,
-                            type=int if isinstance(setting.default, int) else str,
-                            choices=getattr(setting.read, "names", None),
-                            help="%s (%s)" % (setting.about, setting.default))
-    parser.add_argument("--api-key", metavar="KEY", action="append",
-                        help="a key that clients must present; env:NAME and file:PATH keep it "
-                             "out of the process list; repeatable")
-    parser.add_argument("--upstream", metavar="URL",
-                        help="base URL of the upstream (https://api.anthropic.com)")
-    parser.add_argument("--upstream-key", metavar="KEY", action="append",
-                        help="an account's key, as --api-key; repeatable, each one an account")
-    parser.add_argument("--demo", action="store_true",
-                        help="an upstream inside the process: no key, no network")
-    parser.add_argument("--quiet", action="store_true", help="print only where it listens")
-    parser.add_argument("--shell", choices=sorted(SHELLS), default=None,
-                        help="for env: whose syntax (bash; cmd on Windows)")
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="claude_gateway.py %s [OPTIONS]" % (
+            "init [PATH]" if command == "init" else command or "[COMMAND]"),
+        description=told.about.capitalize() + ".\n\n" + told.text if told else overview(),
+        epilog=help_end(told))
+    if told is None:
+        parser.add_argument("command", nargs="?", choices=sorted(COMMAND_TEXTS),
+                            help=argparse.SUPPRESS)
+    if command in ("", "init"):
+        parser.add_argument("path", nargs="?", metavar="PATH",
+                            help="the file that init writes (./%s)" % CONFIG_NAME)
+    for flag in told.options if told else OWN_OPTIONS:
+        parser.add_argument(flag, **OWN_OPTIONS[flag])
+    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    if command != "selftest":
+        add_configuration_options(parser.add_argument_group(
+            "which gateway, and how it is configured"))
     parser.add_argument("--version", action="version", version="claude_gateway " + __version__)
     return parser
+
+
+def overview() -> str:
+    """What the program is, and its commands a line each."""
+    rows = ["  %-9s %s" % (name, told.about) for name, told in COMMAND_TEXTS.items()]
+    return ("A gateway between Anthropic or OpenAI clients and the upstreams that serve them.\n\n"
+            "commands:\n%s" % "\n".join(rows))
+
+
+def help_end(told: Optional[Command]) -> str:
+    """The examples of a command; without one, where to read on."""
+    if told is None:
+        return "COMMAND --help tells more of one.  README.md tells the rest."
+    return "examples:\n" + "\n".join(
+        "  " + (line if "claude_gateway.py" in line else "python3 claude_gateway.py " + line)
+        for line in told.examples)
+
+
+def add_configuration_options(group: Any) -> None:
+    """The options that mean the same to every command."""
+    group.add_argument("--config", metavar="FILE",
+                       help="configuration file (JSON; TOML from Python 3.11 on)")
+    for setting in PLAIN_OPTIONS:
+        names = getattr(setting.read, "names", None)
+        group.add_argument(setting.flag, dest=setting.path,
+                           type=int if isinstance(setting.default, int) else str,
+                           choices=names, metavar=None if names else setting.path.upper(),
+                           help="%s (%s)" % (setting.about, setting.default))
+    group.add_argument("--api-key", metavar="KEY", action="append",
+                       help="a key that clients must present; env:NAME and file:PATH keep it "
+                            "out of the process list; repeatable")
+    group.add_argument("--upstream", metavar="URL",
+                       help="base URL of the upstream (https://api.anthropic.com)")
+    group.add_argument("--upstream-key", metavar="KEY", action="append",
+                       help="an account's key, as --api-key; repeatable, each one an account")
+    group.add_argument("--demo", action="store_true",
+                       help="an upstream inside the process: no key, no network")
+
+
+def parse_options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    """The command line; ends the program with 2 and a line where it is wrong."""
+    parser = argument_parser()
+    options = parser.parse_intermixed_args(arguments)
+    command = options.command or "serve"
+    for flag in OWN_OPTIONS:
+        if getattr(options, flag[2:]) and flag not in COMMAND_TEXTS[command].options:
+            parser.error("%s has no option %s; see %s --help" % (command, flag, command))
+    if options.path is not None and command != "init":
+        parser.error("unexpected %s; one command at a time" % json.dumps(options.path))
+    if options.help:
+        say(argument_parser(options.command or "").format_help().rstrip("\n"))
+        raise SystemExit(EXIT_GOOD)
+    options.command = command
+    return options
 
 
 def find_config_file(option: Optional[str], environ: Mapping[str, str]) -> Optional[str]:
@@ -12667,27 +12874,6 @@ def holds_secrets(value: Any, is_secret: bool = False) -> bool:
     return is_secret and isinstance(value, str) and bool(Interpolation.PATTERN.sub("", value))
 
 
-def is_same_host(listening: str, asked: str) -> bool:
-    """Whether a connection to ``asked`` comes out where ``listening`` is listened on."""
-    listening, asked = (name.strip("[]").lower().rstrip(".") for name in (listening, asked))
-    anywhere = ("0.0.0.0", "::")
-    local = is_loopback(asked) or asked in anywhere
-    return listening == asked or local and (is_loopback(listening) or listening in anywhere)
-
-
-def startup_fault(config: Config) -> str:
-    """Why a valid configuration must not be served, with its path and what to do; or ""."""
-    if config.auth.mode == "auto" and not config.auth.api_keys and not is_loopback(config.host):
-        return ("host: %s is not loopback and there is no key: add --api-key (or auth.api_keys), "
-                "or say --auth off" % config.host)
-    for index, provider in enumerate(config.providers):
-        base = provider.base_url
-        if provider.preset != DEMO and base.port == config.port and is_same_host(
-                config.host, base.host):
-            return "providers[%d].base_url: %s is this gateway itself" % (index, base)
-    return ""
-
-
 # -- what people read
 
 
@@ -12762,30 +12948,18 @@ def client_variables(url: str, has_keys: bool) -> list[tuple[str, str]]:
     return pairs
 
 
-SHELLS: Mapping[str, Callable[[str, str], str]] = {
-    "bash": lambda name, value: "export %s=%s" % (name, shlex.quote(value)),
-    "cmd": lambda name, value: "set %s=%s" % (name, value),
-    "fish": lambda name, value: "set -gx %s %s" % (name, shlex.quote(value)),
-    "json": lambda name, value: "%s: %s" % (json.dumps(name), json.dumps(value)),
-    "powershell": lambda name, value: "$env:%s = '%s'" % (name, value.replace("'", "''")),
-}
-
-
 def client_lines(shell: str, url: str, has_keys: bool) -> str:
     """The client's lines in a shell's syntax; json is the env block of Claude Code's settings."""
     pairs = client_variables(url, has_keys)
     if shell == "json":
         return json.dumps({"env": dict(pairs)}, indent=2)
-    return "\n".join(SHELLS[shell](name, value) for name, value in pairs)
+    return "\n".join(SHELLS[shell].set(name, value) for name, value in pairs)
 
 
 def reachable_url(config: Config) -> str:
     """The address to give to a client on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     return BaseUrl("http", host, config.port, "").origin
-
-
-# -- commands
 
 
 def say(line: str) -> None:
@@ -12805,6 +12979,1727 @@ def write_line(stream: Any, line: str) -> None:
         stream.flush()
     except (OSError, ValueError, AttributeError):
         pass  # safe: nobody reads this stream any more
+
+
+# -- terminals
+
+
+COLOURS = {"ok": 32, "pass": 32, "warn": 33, "skip": 33, "FAIL": 31}
+ENABLE_VIRTUAL_TERMINAL_PROCESSING = 4
+TERMINAL_COLUMNS = 79
+
+
+def can_colour(stream: Any, environ: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that takes colours, and the user wants them."""
+    if environ.get("NO_COLOR") or environ.get("TERM") == "dumb" or not is_terminal(stream):
+        return False
+    return os.name != "nt" or enable_escape_codes(stream)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody looks on; a stream may be closed, or None."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+def enable_escape_codes(stream: Any) -> bool:
+    """Make a Windows console read escape codes; old ones cannot, and would show them."""
+    import ctypes  # on Windows alone
+    import msvcrt
+    try:
+        kernel = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue]
+        handle = ctypes.c_void_p(msvcrt.get_osfhandle(stream.fileno()))  # pyright: ignore
+        mode = ctypes.c_ulong()
+        return bool(kernel.GetConsoleMode(handle, ctypes.byref(mode)) and kernel.SetConsoleMode(
+            handle, mode.value | ENABLE_VIRTUAL_TERMINAL_PROCESSING))
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def painted(word: str, width: int, colour: bool) -> str:
+    """A word of COLOURS filled up to ``width``, in its colour where there may be one."""
+    text = word.ljust(width)
+    return "\x1b[%dm%s\x1b[0m" % (COLOURS[word], text) if colour else text
+
+
+class Progress:
+    """One line on a terminal that says what is under way; nothing where nobody looks on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream if is_terminal(stream) else None
+        self._shown = 0
+
+    def show(self, text: str) -> None:
+        """Put a text in the place of the last one; "" clears the line."""
+        text = escape_controls(text)[:TERMINAL_COLUMNS]
+        if self._stream is None or not (text or self._shown):
+            return
+        line = "\r%s%s" % (text.ljust(self._shown), "" if text else "\r")
+        self._shown = len(text)
+        try:
+            self._stream.write(shown_on(self._stream, line))
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._stream = None  # nobody looks on any more
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's rows with its columns below each other, two spaces between them.
+
+    >>> aligned([("a", "b"), ("long", "c")])
+    ['a     b', 'long  c']
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in rows]
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "account"), counted(0, "account")
+    ('1 account', '0 accounts')
+    """
+    return "%d %s%s" % (count, noun, "" if count == 1 else "s")
+
+
+def human_seconds(seconds: Any) -> str:
+    """A duration in its two largest units.
+
+    >>> human_seconds(3725), human_seconds(12.4), human_seconds(None)
+    ('1 h 2 min', '12 s', '?')
+    """
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        return "?"
+    whole = int(math.ceil(seconds)) if seconds < 10 else int(seconds)
+    for name, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
+                                    ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return "%d %s%s" % (whole // size, name, " %d %s" % (rest, below) if rest else "")
+    return "%d s" % whole
+
+
+# -- looking at this machine
+
+
+# What the gateway answers from memory; one that is stuck must not hold the command.
+STATUS_SECONDS = 5.0
+MAX_STATUS_BYTES = 16 * 1024 * 1024
+
+
+def port_holder(port: int) -> str:
+    """Who listens on a port, as far as Linux tells without another program; or ""."""
+    inode = listening_inode(port)
+    for process in os.listdir("/proc") if inode and os.path.isdir("/proc") else ():
+        folder = "/proc/%s/fd" % process
+        try:
+            links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+            if "socket:[%s]" % inode in links:
+                with open("/proc/%s/comm" % process, encoding="utf-8") as file:
+                    return "process %s, %s" % (process, file.read().strip())
+        except OSError:
+            continue  # safe: a process of another user, or one that has just ended
+    return ""
+
+
+def listening_inode(port: int) -> str:
+    """The inode of the socket that listens on a port, from Linux' tables; "" elsewhere."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue  # safe: not Linux, or no IPv6
+        for row in rows:
+            if row[3] == "0A" and int(row[1].rsplit(":", 1)[1], 16) == port:
+                return row[9]
+    return ""
+
+
+def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
+          seconds: float) -> tuple[int, Headers, bytes]:
+    """A GET of a gateway, straight, without any proxy.  Raises OSError, ValueError."""
+    import http.client  # needed by status, doctor and selftest
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    try:
+        connection.request("GET", path, headers=dict(headers))
+        response = connection.getresponse()
+        return (response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES))
+    except http.client.HTTPException as error:
+        raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
+    finally:
+        connection.close()
+
+
+# ---- 22. Doctor --------------------------------------------------------------
+
+# Each look at the network; a person waits for it.
+DOCTOR_SECONDS = 10.0
+# Tokens of a refresh grant are renewed five minutes early, and certificates
+# begin some hours before they are given out: below this no clock does harm.
+CLOCK_FAULT_SECONDS = 300
+CLOCK_DOUBT_SECONDS = 60
+CERTIFICATE_DOUBT_SECONDS = 7 * 86400
+MAX_TOLD_CHARACTERS = 120
+LOOPBACK_BYPASS = "localhost,127.0.0.1,::1"
+
+
+class Finding(NamedTuple):
+    """One line of the doctor: ``level`` is ok, warn or FAIL.
+
+    ``mends`` are tuples: ("set", NAME, VALUE), ("unset", NAME), ("run", WORD, …),
+    ("gateway", WORD, …) for this program, ("say", TEXT).
+    """
+
+    level: str
+    what: str
+    text: str
+    mends: tuple[tuple[str, ...], ...] = ()
+
+
+def mend_line(mend: Sequence[str], shell: Shell) -> str:
+    """A mend in a shell's syntax."""
+    kind, words = mend[0], mend[1:]
+    if kind == "set":
+        return shell.set(words[0], words[1])
+    if kind == "unset":
+        return shell.unset(words[0])
+    if kind == "say":
+        return words[0]
+    if kind == "gateway":
+        words = (shell.python, "claude_gateway.py", *words)
+    return " ".join(shell.quote(word) for word in words)
+
+
+def finding_lines(finding: Finding, shell: Shell, colour: bool) -> list[str]:
+    """A finding with its mends below it."""
+    text = escape_controls("%s  %s" % (finding.what.ljust(12), finding.text))
+    return [painted(finding.level, 6, colour) + text,
+            *("        mend: " + escape_controls(mend_line(mend, shell)) for mend in finding.mends)]
+
+
+# -- judging: values in, findings out
+
+
+def judge_python(version: Sequence[int], platform: str, tls: str) -> list[Finding]:
+    """The interpreter."""
+    text = "%s on %s, %s" % (".".join(str(part) for part in version[:3]), platform, tls)
+    if tuple(version[:2]) < (3, 8):
+        return [Finding("FAIL", "python", text + "; 3.8 or newer is needed",
+                        (("say", "install a newer Python from https://www.python.org"),))]
+    return [Finding("ok", "python", text)]
+
+
+def judge_port(host: str, port: int, fault: str, holder: str, is_gateway: bool) -> list[Finding]:
+    """Whether the gateway could listen; ``fault`` says why not."""
+    where = BaseUrl("http", host, port, "").authority
+    if is_gateway:
+        return [Finding("ok", "port", "a gateway answers at %s" % where)]
+    if not fault:
+        return [Finding("ok", "port", "any free one" if port == 0 else "%s is free" % where)]
+    if holder:
+        return [Finding("FAIL", "port", "%s is held by %s" % (where, holder),
+                        (("gateway", "--port", str(port + 1 if port < 65535 else 0)),))]
+    # Below 1024 a port is the administrator's; else it is the address.
+    words = ("--port", "8045") if 0 < port < 1024 else ("--host", "127.0.0.1", "--port", str(port))
+    return [Finding("FAIL", "port", "cannot listen on %s: %s" % (where, fault),
+                    (("gateway", *words),))]
+
+
+def judge_proxies(environ: Mapping[str, str], host: str, port: int) -> list[Finding]:
+    """Proxy variables: malformed ones, and such that take what was meant for the gateway."""
+    named = {name: environ[name] for name in sorted(environ)
+             if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and environ[name]}
+    findings = []
+    shown = []
+    for name, value in named.items():
+        try:
+            shown.append("%s %s" % (name, parse_proxy(value)))
+        except ValueError as error:
+            findings.append(Finding("FAIL", "proxy", "%s: %s" % (name, error), (("unset", name),)))
+    bypass = {"no": ",".join(filter(None, (environ.get("no_proxy"), environ.get("NO_PROXY"))))}
+    passed = urllib.request.proxy_bypass_environment("%s:%d" % (host, port), proxies=bypass)
+    taking = [name for name in named if name.lower() != "https_proxy"]
+    if taking and is_loopback(host) and not passed:
+        name = "no_proxy" if environ.get("no_proxy") else "NO_PROXY"
+        value = ",".join(filter(None, (environ.get(name), LOOPBACK_BYPASS)))
+        findings.append(Finding(
+            "FAIL", "proxy", "%s takes clients' requests to %s; NO_PROXY does not except it"
+            % (taking[0], host), (("set", name, value),)))
+    if findings:
+        return findings
+    return [Finding("ok", "proxy", ", ".join(shown) + "; not for loopback" if shown else "none set")]
+
+
+def judge_certificates(name: str, path: str, fault: str) -> Finding:
+    """A file of certificates that a variable or a provider names."""
+    mend = (("unset", name) if name in CA_VARIABLES else
+            ("say", "put the path of a PEM file at %s" % name),)
+    if fault:
+        return Finding("FAIL", "certificates", "%s names %s: %s" % (name, path, fault), mend)
+    return Finding("ok", "certificates", "%s adds %s" % (name, path))
+
+
+# What OpenSSL says of a certificate -> what to do.
+TLS_MENDS = (
+    ("expired", "compare this machine's clock; else the upstream has to renew its certificate"),
+    ("not yet valid", "set this machine's clock"),
+    ("mismatch", "give base_url the name that the certificate has"),
+    ("doesn't match", "give base_url the name that the certificate has"),
+    ("self", "a proxy of your company may sit between: put its CA's PEM file at ca_file "
+             "of the provider, or into SSL_CERT_FILE"),
+    ("issuer", "put the missing CA's PEM file at ca_file of the provider, or into "
+               "SSL_CERT_FILE; on macOS run Install Certificates.command"),
+)
+
+
+def judge_tls(host: str, fault: str, certificate: Mapping[str, Any], now: float) -> Finding:
+    """The handshake; ``certificate`` as ``ssl.getpeercert`` gives it."""
+    if fault:
+        mend = next((text for mark, text in TLS_MENDS if mark in fault),
+                    "a firewall or proxy may cut TLS: try another network, or set proxy of "
+                    "the provider")
+        return Finding("FAIL", "tls", fault, (("say", mend),))
+    names = {key: value for part in certificate.get("issuer", ()) for key, value in part}
+    issuer = names.get("organizationName") or names.get("commonName") or "?"
+    left = ssl.cert_time_to_seconds(certificate["notAfter"]) - now \
+        if "notAfter" in certificate else math.inf
+    text = "%s is trusted, issued by %s" % (host, issuer)
+    if left < CERTIFICATE_DOUBT_SECONDS:
+        return Finding("warn", "tls", "%s, ends in %s" % (text, human_seconds(left)),
+                       (("say", "the upstream has to renew its certificate"),))
+    return Finding("ok", "tls", text)
+
+
+def judge_credential(who: str, status: int, told: str, how: str) -> Finding:
+    """What an upstream answered to an account that asked for nothing costly."""
+    said = "%d%s" % (status, " " + told if told else "")
+    mends = {
+        "api_key": "make a new key with the provider and put it where %s's api_key comes from",
+        "auth_token": "get a new token and put it where %s's auth_token comes from",
+        "key_command": "run %s's key_command by hand and look at what it prints",
+        "token": "log in again with the issuer and configure %s's refresh_token anew",
+    }
+    if status in (401, 403):
+        return Finding("FAIL", "account", "%s: the credential is refused (%s): expired or wrong"
+                       % (who, said), (("say", mends[how] % who),))
+    if status == 402:
+        return Finding("FAIL", "account", "%s: the credit is used up (%s)" % (who, said),
+                       (("say", "add credit with the provider"),))
+    if status == 429:
+        return Finding("warn", "account", "%s: taken, but over its limit now (429)" % who,
+                       (("say", "wait, or add a second account"),))
+    if status // 100 == 5:
+        return Finding("warn", "account", "%s: the upstream is in trouble (%s)" % (who, said),
+                       (("say", "try again later"),))
+    if status // 100 == 3 or status in (404, 405):
+        return Finding("warn", "account", "%s: no call without cost to try it with (%s)"
+                       % (who, said), (("say", "check base_url; else send a message"),))
+    return Finding("ok", "account", "%s: the credential is taken" % who)
+
+
+def judge_clock(offset: float, platform: str) -> Finding:
+    """This machine's clock against an upstream's Date; ``offset`` is ours less theirs."""
+    mends = {"darwin": ("run", "sudo", "sntp", "-sS", "time.apple.com"),
+             "win32": ("run", "w32tm", "/resync")}
+    mend = mends.get(platform, ("run", "sudo", "timedatectl", "set-ntp", "true"))
+    off = "%s %s" % (human_seconds(abs(offset)), "ahead" if offset > 0 else "behind")
+    if abs(offset) >= CLOCK_FAULT_SECONDS:
+        return Finding("FAIL", "clock", "%s: certificates and tokens will be refused" % off,
+                       (mend,))
+    if abs(offset) >= CLOCK_DOUBT_SECONDS:
+        return Finding("warn", "clock", off, (mend,))
+    return Finding("ok", "clock", "agrees with the upstream's")
+
+
+# Variables that make Claude Code pass the gateway by, or lose what it gives:
+# name, level, finding.
+CLIENT_SWITCHES = (
+    ("CLAUDE_CODE_USE_BEDROCK", "FAIL", "makes Claude Code ask Bedrock, past this gateway"),
+    ("CLAUDE_CODE_USE_VERTEX", "FAIL", "makes Claude Code ask Vertex, past this gateway"),
+    ("CLAUDE_CODE_USE_FOUNDRY", "FAIL", "makes Claude Code ask Foundry, past this gateway"),
+    ("DISABLE_PROMPT_CACHING", "warn", "every turn pays for the whole conversation again"),
+)
+OFF_WORDS = ("", "0", "false", "no", "off")
+
+
+def judge_base_url(value: str, config: Config) -> list[Finding]:
+    """ANTHROPIC_BASE_URL against where this gateway is."""
+    url = reachable_url(config)
+    name = "ANTHROPIC_BASE_URL"
+    mend = (("set", name, url),)
+    if not value.strip():
+        return [Finding("warn", "client", "%s is not set here: clients of this shell pass the "
+                        "gateway by" % name, mend)]
+    problems = Problems()
+    parts = read_url_parts(value.strip(), name, problems)
+    if parts is None:
+        return [Finding("FAIL", "client", problems.errors[0].replace(name + ":", name), mend)]
+    base = address_of(parts, "")
+    path = parts.path.rstrip("/")
+    if not is_same_host(config.host, base.host):
+        fault = "points at %s, past this gateway" % base.origin
+    elif base.scheme != "http":
+        fault = "begins with https, but the gateway speaks plain http"
+    elif config.port and base.port != config.port:
+        fault = "has port %d, but the gateway's is %d" % (base.port, config.port)
+    elif path not in ("", "/v1", PATH_PREFIX, PATH_PREFIX + "/v1"):
+        fault = "ends in %s, where the gateway has nothing" % path
+    elif path.endswith("/v1"):
+        return [Finding("warn", "client", "%s ends in /v1, which clients append themselves; "
+                        "the gateway bears it" % name, mend)]
+    else:
+        return []
+    return [Finding("FAIL", "client", "%s %s" % (name, fault), mend)]
+
+
+def judge_client_keys(environ: Mapping[str, str], config: Config) -> list[Finding]:
+    """The client's credentials against the gateway's keys; their values are never shown."""
+    names = [name for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN",
+                               "CLAUDE_CODE_OAUTH_TOKEN") if environ.get(name)]
+    keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
+    good = [name for name in names if keys.find(environ[name].strip())]
+    transparent = any(row.enabled and not row.accounts and row.preset != DEMO
+                      for row in config.providers)
+    set_key = ("set", "ANTHROPIC_AUTH_TOKEN", "YOUR-GATEWAY-KEY")
+    if config.auth_mode != "off" and not good:
+        said = " and ".join(names[:2]) + (" is" if len(names) == 1 else " are") + (
+            " no key of this gateway") if names else "no key is set here, but the gateway wants one"
+        level = "FAIL" if names else "warn"
+        return [Finding(level, "client", said, (set_key,))]
+    both = [name for name in names if name != "CLAUDE_CODE_OAUTH_TOKEN"]
+    # A transparent provider needs a second one: the first is the gateway's.
+    if len(both) == 2 and not (transparent and len(good) == 1):
+        spare = next((name for name in both if name not in good), "ANTHROPIC_API_KEY")
+        return [Finding("warn", "client", "%s are both set, and clients send both"
+                        % " and ".join(both), (("unset", spare),))]
+    return []
+
+
+def judge_client(environ: Mapping[str, str], config: Config) -> list[Finding]:
+    """The client's variables in this shell, against this gateway and each other."""
+    findings = judge_base_url(environ.get("ANTHROPIC_BASE_URL", ""), config)
+    findings += judge_client_keys(environ, config)
+    for name, level, text in CLIENT_SWITCHES:
+        if environ.get(name, "").strip().lower() not in OFF_WORDS:
+            findings.append(Finding(level, "client", "%s %s" % (name, text), (("unset", name),)))
+    if re.search(r"(?im)^\s*(x-api-key|authorization|host)\s*:",
+                 environ.get("ANTHROPIC_CUSTOM_HEADERS", "")):
+        findings.append(Finding("warn", "client", "ANTHROPIC_CUSTOM_HEADERS sets a credential or "
+                                "Host beside the client's own",
+                                (("unset", "ANTHROPIC_CUSTOM_HEADERS"),)))
+    patience = environ.get("API_TIMEOUT_MS", "").strip()
+    if re.fullmatch("[0-9]{1,12}", patience) and (
+            int(patience) < 1000 * config.timeouts.first_byte_seconds):
+        findings.append(Finding(
+            "warn", "client", "API_TIMEOUT_MS gives up before the gateway does "
+            "(timeouts.first_byte_seconds is %g)" % config.timeouts.first_byte_seconds,
+            (("unset", "API_TIMEOUT_MS"),)))
+    return findings or [Finding("ok", "client", "ANTHROPIC_BASE_URL points here; nothing "
+                                "contradicts it")]
+
+
+# -- looking: what the judges need
+
+
+class Doctor:
+    """Looks at one configuration; ``show`` hears what is under way.
+
+    The clock is a parameter; sockets and files are real.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        environ: Mapping[str, str],
+        wall_clock: Callable[[], float],
+        show: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._environ = environ
+        self._wall_clock = wall_clock
+        self._show = show
+        system = None if environ is os.environ else environ
+        self._choose_proxy = proxy_chooser(system, lambda level, text: None)
+        self._ca_files = [path for path in named_ca_files(system, lambda level, text: None)
+                          if not certificates_fault(path)]
+        self._transport = Transport(time.monotonic, self._choose_proxy, self._ca_files)
+        self._renewal = Renewal(self._transport.send, self._transport.pause, time.monotonic,
+                                wall_clock, Log(lambda line: None, wall_clock, config.log))
+        self._offset: Optional[float] = None
+
+    def findings(self, offline: bool) -> Iterator[Finding]:
+        """Every finding, as soon as it is known."""
+        yield from judge_python(sys.version_info, sys.platform, ssl.OPENSSL_VERSION)
+        yield from self._look_at_configuration()
+        yield from self._look_at_port()
+        yield from judge_proxies(self._environ, self._reachable_host(), self._config.port)
+        yield from self._look_at_certificates()
+        if not offline:
+            for provider in self._config.providers:
+                if provider.enabled and provider.preset != DEMO:
+                    yield from self._look_at_provider(provider)
+            if self._offset is not None:
+                yield judge_clock(self._offset, sys.platform)
+        path = client_settings_path(self._environ)
+        block = client_settings(path)
+        for finding in judge_client(dict(self._environ, **block), self._config):
+            yield mended_in_file(finding, path, block)
+
+    def close(self) -> None:
+        """End what a look may have left under way."""
+        self._transport.cancel_all()
+        self._renewal.close()
+        self._transport.close()
+
+    def _reachable_host(self) -> str:
+        return urllib.parse.urlsplit(reachable_url(self._config)).hostname or ""
+
+    def _look_at_configuration(self) -> Iterator[Finding]:
+        fault = startup_fault(self._config)
+        if fault:
+            yield Finding("FAIL", "config", fault, (("gateway", "check"),))
+        for warning in self._config.warnings:
+            yield Finding("warn", "config", warning, (("gateway", "check"),))
+        if not (fault or self._config.warnings):
+            providers = self._config.providers
+            yield Finding("ok", "config", "%s, %s" % (
+                counted(len(providers), "provider"),
+                counted(sum(len(provider.accounts) for provider in providers), "account")))
+
+    def _look_at_port(self) -> list[Finding]:
+        self._show("looking at the port")
+        config = self._config
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        fault = holder = ""
+        try:
+            with socket.socket(family) as probe:
+                if os.name != "nt":
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((config.host, config.port))
+        except (OSError, UnicodeError) as error:
+            fault = reason_of(error)
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                holder = port_holder(config.port) or "another program"
+        return judge_port(config.host, config.port, fault, holder,
+                          bool(holder) and self._is_gateway())
+
+    def _is_gateway(self) -> bool:
+        """Whether who answers there gives our request id back."""
+        mark = new_request_id()
+        try:
+            _, headers, _ = fetch(reachable_url(self._config), "/healthz",
+                                  [("X-Request-ID", mark)], STATUS_SECONDS)
+        except (OSError, ValueError):
+            return False
+        return headers.get("x-request-id") == mark
+
+    def _look_at_certificates(self) -> Iterator[Finding]:
+        named = [(name, self._environ[name]) for name in CA_VARIABLES if self._environ.get(name)]
+        named += [("providers[%d].ca_file" % index, provider.ca_file)
+                  for index, provider in enumerate(self._config.providers) if provider.ca_file]
+        for name, path in named:
+            yield judge_certificates(name, path, certificates_fault(path))
+        if not named:
+            yield Finding("ok", "certificates", "the system's")
+
+    # -- the network
+
+    def _look_at_provider(self, provider: Provider) -> Iterator[Finding]:
+        """Name, connection, TLS; then the accounts, where the way is good."""
+        base = provider.base_url
+        proxy = provider.proxy or self._choose_proxy(base)
+        host, port = (proxy.host, proxy.port) if proxy else (base.host, base.port)
+        self._show("looking at " + str(base))
+        way = "%s:%d%s" % (host, port, ", the proxy for %s" % base.host if proxy else "")
+        try:
+            found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            yield Finding("FAIL", "dns", "%s has no address (%s)" % (host, reason_of(error)),
+                          (("say", "correct the name, or look at this machine's network and "
+                                   "name server"),))
+            return
+        yield Finding("ok", "dns", "%s is %s" % (host, found[0][4][0]))
+        try:
+            socket.create_connection((host, port), DOCTOR_SECONDS).close()
+        except OSError as error:
+            yield Finding("FAIL", "tcp", "%s cannot be reached: %s"
+                          % (way, connect_reason(error, host)),
+                          (("say", "look at base_url, firewall and proxy settings, and whether "
+                                   "the upstream runs"),))
+            return
+        yield Finding("ok", "tcp", "%s takes connections" % way)
+        if base.scheme == "https":
+            finding = self._look_at_tls(provider, proxy)
+            yield finding
+            if finding.level == "FAIL":
+                return
+        yield from self._look_at_accounts(provider)
+
+    def _look_at_tls(self, provider: Provider, proxy: Optional[ProxyAddress]) -> Finding:
+        import http.client
+        base = provider.base_url
+        fault, certificate = "", {}
+        try:
+            context = tls_context([*self._ca_files, *filter(None, [provider.ca_file])])
+            near = (proxy.host, proxy.port) if proxy else (base.host, base.port)
+            connection = http.client.HTTPSConnection(*near, timeout=DOCTOR_SECONDS,
+                                                     context=context)
+            if proxy:
+                connection.set_tunnel(base.host, base.port, {
+                    "Proxy-Authorization": proxy.authorization.reveal()}
+                    if proxy.authorization else {})
+            with contextlib.closing(connection):
+                connection.connect()
+                certificate = connection.sock.getpeercert() or {}
+        except (OSError, http.client.HTTPException) as error:
+            fault = connect_reason(error, base.host) if isinstance(error, OSError) \
+                else "the proxy's answer cannot be read"
+        return judge_tls(base.host, fault, certificate, self._wall_clock())
+
+    def _look_at_accounts(self, provider: Provider) -> Iterator[Finding]:
+        if not provider.accounts:
+            try:
+                status, _ = self._ask(provider, "GET", "/v1/models?limit=1", [], Secret(""))
+                yield Finding("ok", "account", "%s: none, each client's own key is passed on; "
+                              "it answers (%d)" % (provider.name, status))
+            except UpstreamError as error:
+                yield silent_finding(provider.name, error)
+        for account in provider.accounts:
+            who = "%s/%s" % (provider.name, account.name)
+            self._show("asking with %s" % who)
+            try:
+                yield self._try_account(provider, account, who)
+            except CredentialError as error:
+                yield Finding("FAIL", "account", "%s: %s" % (who, error),
+                              (("say", "mend where %s's credential comes from" % who),))
+            except UpstreamError as error:
+                yield silent_finding(who, error)
+
+    def _try_account(self, provider: Provider, account: Account, who: str) -> Finding:
+        """Counting tokens costs nothing and needs a key; models may be listed for all."""
+        secret = self._renewal.secret(provider, account, Watch())
+        pairs = account._replace(secret=secret).credentials()
+        status, told = 404, ""
+        if provider.count_tokens == "upstream":
+            status, told = self._ask(provider, "POST", "/v1/messages/count_tokens", pairs, secret)
+        if status in (404, 405, 501):
+            status, told = self._ask(provider, "GET", "/v1/models?limit=1", pairs, secret)
+        how = {KeyCommand: "key_command", TokenGrant: "token"}.get(
+            type(account.source), "auth_token" if account.header == "Authorization" else "api_key")
+        return judge_credential(who, status, told, how)
+
+    def _ask(self, provider: Provider, method: str, path: str,
+             pairs: Sequence[tuple[str, str]], secret: Secret) -> tuple[int, str]:
+        """(status, what an error says) of one call, sent as the gateway would.  Raises UpstreamError."""
+        model = next(iter(provider.models), "claude-haiku-4-5-20251001")
+        body = b"" if method == "GET" else json.dumps(
+            {"model": provider.upstream_model(model),
+             "messages": [{"role": "user", "content": "hi"}]}).encode("ascii")
+        base = provider.base_url
+        headers = [("Host", base.authority), ("Accept", "application/json"),
+                   ("Accept-Encoding", "identity"), ("anthropic-version", "2023-06-01"),
+                   ("User-Agent", "claude_gateway/" + __version__), *pairs, *provider.headers]
+        if provider.betas.add:
+            headers.append(("anthropic-beta", ",".join(provider.betas.add)))
+        if body:
+            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        timeouts = self._config.timeouts._replace(
+            connect_seconds=DOCTOR_SECONDS, first_byte_seconds=DOCTOR_SECONDS)
+        began = self._wall_clock()
+        upstream = self._transport.send(UpstreamCall(
+            method, provider, base.prefix + path, headers, body, timeouts))
+        try:
+            self._compare_clock(upstream.headers, (began + self._wall_clock()) / 2)
+            data = read_at_most(upstream, MAX_ERROR_BODY_BYTES, DOCTOR_SECONDS)
+            return upstream.status, told_by(data, secret)
+        finally:
+            upstream.close()
+
+    def _compare_clock(self, headers: Headers, now: float) -> None:
+        try:
+            date = email.utils.parsedate_to_datetime(headers.get("date"))
+            self._offset = now - date.timestamp()
+        except (IndexError, TypeError, ValueError, OverflowError):
+            pass  # no Date that could be compared with
+
+
+def client_settings_path(environ: Mapping[str, str]) -> str:
+    """Where Claude Code keeps its settings for this user; "" without a home."""
+    home = environ.get("HOME") or environ.get("USERPROFILE") or ""
+    folder = environ.get("CLAUDE_CONFIG_DIR") or (os.path.join(home, ".claude") if home else "")
+    return os.path.join(folder, "settings.json") if folder else ""
+
+
+def client_settings(path: str) -> dict[str, str]:
+    """The env block of Claude Code's settings, which beats the shell's variables there."""
+    try:
+        block = json.loads(read_text_file(path))["env"]
+        return {str(name): value for name, value in block.items() if isinstance(value, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # no such file or no such block: the shell's variables are all there is
+
+
+def mended_in_file(finding: Finding, path: str, block: Mapping[str, str]) -> Finding:
+    """A finding about a variable of the settings file has its mend there, not in a shell."""
+    names = [mend[1] for mend in finding.mends if mend[0] in ("set", "unset") and mend[1] in block]
+    if not names:
+        return finding
+    return finding._replace(
+        text="%s (%s says so)" % (finding.text, path),
+        mends=tuple(("say", "in its env block: " + mend_line(mend, SHELLS["json"]))
+                    for mend in finding.mends))
+
+
+def certificates_fault(path: str) -> str:
+    """Why a file of certificates cannot be used, or ""."""
+    if not os.path.isfile(path):
+        return "there is no such file"
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return "it holds no certificate in PEM form"
+    except (OSError, ValueError) as error:
+        return reason_of(error)
+    return ""
+
+
+def silent_finding(who: str, error: UpstreamError) -> Finding:
+    """An upstream that takes connections and gives no answer."""
+    return Finding("FAIL", "account", "%s: %s" % (who, error),
+                   (("say", "look at base_url and at what stands between"),))
+
+
+def told_by(data: bytes, secret: Secret) -> str:
+    """What an error body says, in short; the credential is not repeated."""
+    try:
+        error = json.loads(data.decode("utf-8"))["error"]
+        text = "%s: %s" % (error["type"], error["message"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
+    if secret.reveal():
+        text = text.replace(secret.reveal(), "***")
+    return text[:MAX_TOLD_CHARACTERS]
+
+
+# ---- 23. Self-test -----------------------------------------------------------
+
+SELFTEST_SECONDS = 5.0
+SELFTEST_KEY = "gateway-key-of-the-selftest"
+ACCOUNT_KEY = "account-key-of-the-selftest-"
+OTHER_KEY = "a-client's-own-key"
+HELLO = {"model": "claude-opus-5-5", "max_tokens": 64,
+         "messages": [{"role": "user", "content": "hello"}]}
+
+
+class ClauseBroken(Exception):
+    """What a clause promises does not hold; the text says what was found."""
+
+
+class ClauseSkipped(Exception):
+    """This version does not have what the clause is about."""
+
+
+class Clause(NamedTuple):
+    """One promise: the contract's section, its words, and what tries it."""
+
+    section: int
+    words: str
+    run: Callable[[Bench], None]
+
+
+class Received(NamedTuple):
+    """What a client got."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON, None where it is none."""
+        try:
+            return json.loads(self.body.decode("utf-8"))
+        except ValueError:
+            return None
+
+    def error(self) -> tuple[int, str, str]:
+        """(status, type, message) of an error in the shape of Anthropic or OpenAI."""
+        found = self.json()
+        error = found.get("error") if isinstance(found, dict) else None
+        error = error if isinstance(error, dict) else {}
+        return self.status, str(error.get("type")), str(error.get("message"))
+
+    def events(self) -> list[str]:
+        """The names of a stream's events."""
+        return re.findall(r"^event: (\S+)", self.body.decode("utf-8", "replace"), re.MULTILINE)
+
+    def text(self) -> str:
+        """All text of a message, or of its stream."""
+        found = self.json()
+        if isinstance(found, dict) and isinstance(found.get("content"), list):
+            return "".join(block.get("text", "") for block in found["content"])
+        return "".join(json.loads(text) for text in re.findall(
+            r'"type": ?"text_delta", ?"text": ?("(?:[^"\\]|\\.)*")', self.body.decode("utf-8")))
+
+
+class Bench:
+    """What clauses use: a demo upstream that keeps what it was sent, and gateways over it.
+
+    ``script`` holds answers for the next calls (functions of the request, or
+    statuses); without one the demo answers.  ``seen`` are the calls as
+    (HttpRequest, body).
+    """
+
+    SETTINGS: Mapping[str, Any] = {
+        "port": 0, "retry": {"max_wait_seconds": 0}, "timeouts": {"shutdown_seconds": 0.5}}
+
+    def __init__(self) -> None:
+        self.script: collections.deque = collections.deque()
+        self.seen: list[tuple[HttpRequest, bytes]] = []
+        key = Secret("selftest")
+        self._demo_key = key.reveal()
+        self._demo = DemoUpstream(key, lambda seconds: None, new_request_id)
+        config = Config.from_dict({})
+        self._server = DownstreamServer(
+            ("127.0.0.1", 0), Application(self._handle, self._demo.refuse), config.timeouts,
+            config.limits, time.monotonic, time.time)
+        self.url = "http://127.0.0.1:%d" % self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the upstream."""
+        self._server.shutdown()
+        self._thread.join(SELFTEST_SECONDS)
+        self._server.close_connections(SELFTEST_SECONDS)
+        self._server.server_close()
+
+    def _handle(self, request: HttpRequest) -> HttpResponse:
+        body = request.read_body()
+        self.seen.append((request, body))
+        if self.script:
+            answer = self.script.popleft()
+            return refusal_of(answer) if isinstance(answer, int) else answer(request)
+        return self._demo.handle(HttpRequest(
+            request.method, request.target, Headers([("x-api-key", self._demo_key)]),
+            lambda: body))
+
+    @contextlib.contextmanager
+    def gateway(self, accounts: Sequence[str] = ("one",), provider: Mapping[str, Any] = {},
+                **settings: Any) -> Iterator[Client]:
+        """A gateway over the upstream; gives a client of it.  What was scripted and seen
+        before is forgotten."""
+        self.script.clear()
+        self.seen.clear()
+        row = {"name": "anthropic", "base_url": self.url, "accounts": [
+            {"name": name, "api_key": ACCOUNT_KEY + name} for name in accounts]}
+        config = Config.from_dict(dict(self.SETTINGS, providers=[dict(row, **provider)],
+                                       **settings))
+        with Gateway(config, environ={}) as gateway:
+            yield Client(gateway)
+
+
+class Client:
+    """Asks one gateway over real sockets."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.port = gateway.port
+
+    def ask(self, method: str, path: str, headers: Sequence[tuple[str, str]] = (),
+            body: bytes = b"") -> Received:
+        """One request on a connection of its own."""
+        import http.client
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SELFTEST_SECONDS)
+        with contextlib.closing(connection):
+            has_host = any(name.lower() == "host" for name, _ in headers)
+            connection.putrequest(method, path, skip_host=has_host, skip_accept_encoding=True)
+            for name, value in headers:
+                connection.putheader(name, value)
+            if body:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body or None)
+            response = connection.getresponse()
+            return Received(response.status, Headers(response.getheaders()), response.read())
+
+    def get(self, path: str, *headers: tuple[str, str]) -> Received:
+        """A GET."""
+        return self.ask("GET", path, headers)
+
+    def post(self, *headers: tuple[str, str], path: str = "/v1/messages", **fields: Any) -> Received:
+        """HELLO with some fields of its own."""
+        return self.ask("POST", path, [("Content-Type", "application/json"), *headers],
+                        json.dumps(dict(HELLO, **fields)).encode("utf-8"))
+
+    def say(self, text: str, **fields: Any) -> Received:
+        """A message of the user."""
+        return self.post(messages=[{"role": "user", "content": text}], **fields)
+
+    def raw(self, data: bytes) -> bytes:
+        """Bytes as they are, and all that comes until the gateway closes."""
+        with socket.create_connection(("127.0.0.1", self.port), SELFTEST_SECONDS) as sock:
+            sock.sendall(data)
+            pieces = []
+            while True:
+                piece = sock.recv(READ_BYTES)
+                if not piece:
+                    return b"".join(pieces)
+                pieces.append(piece)
+
+    def records(self) -> list[dict]:
+        """The records of what was asked; one is written just after the last byte has gone."""
+        deadline = time.monotonic() + SELFTEST_SECONDS
+        while not self.gateway.records(1) and time.monotonic() < deadline:
+            threading.Event().wait(0.005)
+        return self.gateway.records()
+
+
+CLAUSES: list[Clause] = []
+
+
+def clause(section: int) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
+    """Marks a function that tries a clause; its docstring is the clause's words."""
+
+    def note(run: Callable[[Bench], None]) -> Callable[[Bench], None]:
+        CLAUSES.append(Clause(section, " ".join((run.__doc__ or "").split()), run))
+        return run
+
+    return note
+
+
+def expect(found: Any, wanted: Any, what: str) -> None:
+    """Raises ClauseBroken where the two differ."""
+    if found != wanted:
+        raise ClauseBroken("%s: %s instead of %s" % (what, shortened(found), shortened(wanted)))
+
+
+def expect_in(part: Any, whole: Any, what: str) -> None:
+    """Raises ClauseBroken where a part is missing."""
+    if part not in whole:
+        raise ClauseBroken("%s: no %s in %s" % (what, shortened(part), shortened(whole)))
+
+
+def shortened(value: Any) -> str:
+    """A value for one line."""
+    text = repr(value)
+    return text if len(text) <= MAX_TOLD_CHARACTERS else text[:MAX_TOLD_CHARACTERS] + "..."
+
+
+def refusal_of(status: int, message: str = "of the selftest", *headers: tuple[str, str],
+            kind: str = "api_error") -> HttpResponse:
+    """An upstream's error."""
+    return json_response(status, {"type": "error", "error": {"type": kind, "message": message}},
+                         headers)
+
+
+def clause_results(bench: Bench) -> Iterator[tuple[str, Clause, str]]:
+    """(pass, FAIL or skip; the clause; why) of each, as soon as it is known."""
+    for found in CLAUSES:
+        try:
+            found.run(bench)
+            yield "pass", found, ""
+        except ClauseSkipped as reason:
+            yield "skip", found, str(reason)
+        except ClauseBroken as fault:
+            yield "FAIL", found, str(fault)
+        except Exception as error:  # whatever the gateway did to the clause
+            yield "FAIL", found, "%s: %s" % (type(error).__name__, reason_of(error))
+
+
+# ---- 24. Clauses -------------------------------------------------------------
+
+
+# -- section 4: routes
+
+
+@clause(4)
+def clause_message(bench: Bench) -> None:
+    """POST /v1/messages answers with a message as JSON."""
+    with bench.gateway() as client:
+        answer = client.say("hello")
+        expect((answer.status, answer.json()["type"]), (200, "message"), "answer")
+        expect_in("You said: hello", answer.text(), "text")
+
+
+@clause(4)
+def clause_stream(bench: Bench) -> None:
+    """With "stream": true it answers with events from message_start to message_stop."""
+    with bench.gateway() as client:
+        events = client.say("hello", stream=True).events()
+        expect((events[:1], events[-1:]), (["message_start"], ["message_stop"]), "events")
+
+
+@clause(4)
+def clause_count(bench: Bench) -> None:
+    """POST /v1/messages/count_tokens gives the upstream's count."""
+    with bench.gateway() as client:
+        bench.script.append(lambda request: json_response(200, {"input_tokens": 4711}))
+        answer = client.post(path="/v1/messages/count_tokens")
+        expect(answer.json(), {"input_tokens": 4711}, "count")
+
+
+@clause(4)
+def clause_estimate(bench: Bench) -> None:
+    """Where the upstream cannot count, our estimate comes with X-Gateway-Estimated: true."""
+    with bench.gateway() as client:
+        bench.script.append(404)
+        answer = client.post(path="/v1/messages/count_tokens")
+        expect(answer.headers.get("x-gateway-estimated"), "true", "header")
+        expect(answer.json()["input_tokens"] > 0, True, "a count above 0")
+
+
+@clause(4)
+def clause_models(bench: Bench) -> None:
+    """GET /v1/models is one list for both SDKs; limit is honoured."""
+    with bench.gateway() as client:
+        found = client.get("/v1/models?limit=2").json()
+        expect((found["object"], len(found["data"]), found["has_more"]), ("list", 2, True), "list")
+        expect(found["first_id"], found["data"][0]["id"], "first_id")
+        for key in ("object", "type", "owned_by", "created", "created_at", "display_name"):
+            expect_in(key, found["data"][0], "a model")
+
+
+@clause(4)
+def clause_model(bench: Bench) -> None:
+    """GET /v1/models/{id} is one of them, or 404."""
+    with bench.gateway() as client:
+        expect(client.get("/v1/models/claude-opus-5-5").json()["id"], "claude-opus-5-5", "id")
+        expect(client.get("/v1/models/none").error()[:2], (404, "not_found_error"), "unknown id")
+
+
+@clause(4)
+def clause_providers(bench: Bench) -> None:
+    """GET /v1/providers lists name, type, base_url, models and whether one could serve."""
+    with bench.gateway() as client:
+        row = client.get("/v1/providers").json()["data"][0]
+        expect((row["name"], row["type"], row["base_url"], row["active"]),
+               ("anthropic", "anthropic", bench.url, True), "provider")
+
+
+@clause(4)
+def clause_healthz(bench: Bench) -> None:
+    """GET /healthz says ok while the process serves."""
+    with bench.gateway() as client:
+        answer = client.get("/healthz")
+        expect((answer.status, answer.json()), (200, {"status": "ok"}), "answer")
+
+
+@clause(4)
+def clause_health(bench: Bench) -> None:
+    """GET /health is 503 with a reason when no account could serve."""
+    with bench.gateway() as client:
+        expect(client.get("/health").status, 200, "at first")
+        bench.script.append(401)
+        client.say("hello")
+        answer = client.get("/health")
+        expect((answer.status, answer.json().get("status")), (503, "unhealthy"), "after a 401")
+
+
+@clause(4)
+def clause_probes(bench: Bench) -> None:
+    """HEAD / and GET /api/hello answer 200 at once."""
+    with bench.gateway() as client:
+        answer = client.ask("HEAD", "/")
+        expect((answer.status, answer.body), (200, b""), "HEAD /")
+        expect(client.get("/api/hello").status, 200, "GET /api/hello")
+
+
+@clause(4)
+def clause_prefixes(bench: Bench) -> None:
+    """Every path also works below /claude_api and with a doubled version."""
+    with bench.gateway() as client:
+        for path in ("/claude_api/v1/messages", "/v1/v1/messages"):
+            expect(client.post(path=path).status, 200, path)
+
+
+@clause(4)
+def clause_passage(bench: Bench) -> None:
+    """Other /v1 paths are passed on as they are, query and all."""
+    with bench.gateway() as client:
+        bench.script.append(lambda request: json_response(200, {"ok": True}))
+        answer = client.ask("DELETE", "/v1/files/file_1?x=%20y")
+        request, _ = bench.seen[-1]
+        expect((answer.status, request.method, request.target),
+               (200, "DELETE", "/v1/files/file_1?x=%20y"), "call")
+
+
+@clause(4)
+def clause_unknown_path(bench: Bench) -> None:
+    """An unknown path is a 404, a known one with another method a 405 with Allow."""
+    with bench.gateway() as client:
+        expect(client.get("/nowhere").error()[:2], (404, "not_found_error"), "/nowhere")
+        answer = client.ask("DELETE", "/v1/messages")
+        expect(answer.status, 405, "DELETE /v1/messages")
+        expect_in("POST", answer.headers.get("allow"), "Allow")
+
+
+@clause(4)
+def clause_telemetry(bench: Bench) -> None:
+    """The client's telemetry is answered and dropped."""
+    with bench.gateway() as client:
+        answer = client.post(path="/api/event_logging/batch")
+        expect((answer.status, len(bench.seen)), (200, 0), "(status, calls upstream)")
+
+
+# -- section 5: credentials
+
+
+@clause(5)
+def clause_key_headers(bench: Bench) -> None:
+    """A key passes as Bearer (in any case), bare, x-api-key or x-goog-api-key."""
+    with bench.gateway(auth={"api_keys": [SELFTEST_KEY]}) as client:
+        for pair in (("Authorization", "Bearer " + SELFTEST_KEY),
+                     ("authorization", "bEARER " + SELFTEST_KEY),
+                     ("Authorization", SELFTEST_KEY), ("x-api-key", SELFTEST_KEY),
+                     ("X-Goog-Api-Key", SELFTEST_KEY)):
+            expect(client.post(pair).status, 200, pair[0])
+
+
+@clause(5)
+def clause_missing_key(bench: Bench) -> None:
+    """A missing key and a wrong one are a 401 that says which, with WWW-Authenticate."""
+    with bench.gateway(auth={"api_keys": [SELFTEST_KEY]}) as client:
+        answer = client.post()
+        expect(answer.error(), (401, "authentication_error", "missing x-api-key header"),
+               "no key")
+        expect_in("www-authenticate", answer.headers, "header")
+        expect(client.post(("x-api-key", "wrong")).error()[2], "invalid x-api-key", "wrong key")
+        expect(len(bench.seen), 0, "calls upstream")
+
+
+@clause(5)
+def clause_key_in_query(bench: Bench) -> None:
+    """A key in the query string is never read."""
+    with bench.gateway(auth={"api_keys": [SELFTEST_KEY]}) as client:
+        answer = client.post(path="/v1/messages?key=%s&api_key=%s" % (SELFTEST_KEY, SELFTEST_KEY))
+        expect(answer.status, 401, "status")
+
+
+@clause(5)
+def clause_open_routes(bench: Bench) -> None:
+    """all_except_health leaves health, probes and lists open; strict leaves nothing."""
+    open_paths = ("/healthz", "/health", "/", "/api/hello", "/v1/models", "/v1/providers")
+    for mode, status in (("all_except_health", 200), ("strict", 401)):
+        with bench.gateway(auth={"mode": mode, "api_keys": [SELFTEST_KEY]}) as client:
+            for path in open_paths:
+                expect(client.get(path).status, status, "%s under %s" % (path, mode))
+
+
+@clause(5)
+def clause_no_key_at_all(bench: Bench) -> None:
+    """strict without any key starts, and refuses everything."""
+    with bench.gateway(auth={"mode": "strict"}) as client:
+        expect(client.post(("x-api-key", "")).status, 401, "status")
+
+
+@clause(5)
+def clause_account_key(bench: Bench) -> None:
+    """With an account, every credential of the client is dropped and the account's is set."""
+    with bench.gateway(auth={"api_keys": [SELFTEST_KEY]}) as client:
+        client.post(("x-api-key", SELFTEST_KEY), ("Authorization", "Bearer " + OTHER_KEY))
+        headers = bench.seen[-1][0].headers
+        expect((headers.all("x-api-key"), headers.all("authorization")),
+               ([ACCOUNT_KEY + "one"], []), "credentials upstream")
+
+
+@clause(5)
+def clause_transparent(bench: Bench) -> None:
+    """Without an account the client's own credential goes up; a gateway key never leaves."""
+    with bench.gateway((), auth={"api_keys": [SELFTEST_KEY]}) as client:
+        client.post(("x-api-key", SELFTEST_KEY), ("Authorization", "Bearer " + OTHER_KEY))
+        headers = bench.seen[-1][0].headers
+        expect((headers.all("x-api-key"), headers.all("authorization")),
+               ([], ["Bearer " + OTHER_KEY]), "credentials upstream")
+        expect(client.post(("x-api-key", SELFTEST_KEY)).status, 401, "with none left")
+
+
+@clause(5)
+def clause_headers_up(bench: Bench) -> None:
+    """End-to-end headers go up; hop-by-hop ones, cookies and the way here do not."""
+    with bench.gateway() as client:
+        client.post(("User-Agent", "selftest/1"), ("X-App", "cli"), ("Cookie", "a=b"),
+                    ("X-Forwarded-For", "192.0.2.1"), ("Connection", "X-Hop"), ("X-Hop", "1"),
+                    ("anthropic-version", "2026-10-21"), ("Accept-Encoding", "br"))
+        headers = bench.seen[-1][0].headers
+        expect([headers.get(name) for name in (
+            "user-agent", "x-app", "anthropic-version", "accept-encoding")],
+            ["selftest/1", "cli", "2026-10-21", "identity"], "kept")
+        for name in ("cookie", "x-forwarded-for", "x-hop"):
+            expect(name in headers, False, name + " upstream")
+
+
+@clause(5)
+def clause_version(bench: Bench) -> None:
+    """anthropic-version: 2023-06-01 is added where the client sent none."""
+    with bench.gateway() as client:
+        client.post()
+        expect(bench.seen[-1][0].headers.all("anthropic-version"), ["2023-06-01"], "header")
+
+
+@clause(5)
+def clause_betas(bench: Bench) -> None:
+    """anthropic-beta: the provider's first, then the client's, each once, less what is dropped."""
+    betas = {"betas": {"add": ["a-1"], "drop": ["c-*"]}}
+    with bench.gateway(provider=betas) as client:
+        client.post(("anthropic-beta", "b-1, a-1"), ("anthropic-beta", "c-9"))
+        sent = ",".join(bench.seen[-1][0].headers.all("anthropic-beta"))
+        expect(re.split(r"\s*,\s*", sent), ["a-1", "b-1"], "tokens")
+
+
+@clause(5)
+def clause_request_id(bench: Bench) -> None:
+    """X-Request-ID is the client's where it can be told, else a new one."""
+    with bench.gateway() as client:
+        expect(client.get("/healthz", ("X-Request-ID", "mine-1")).headers.get("x-request-id"),
+               "mine-1", "the client's")
+        found = client.get("/healthz", ("X-Request-ID", "x" * 200)).headers.get("x-request-id")
+        expect(found not in ("", "x" * 200), True, "a new one for what is too long")
+
+
+@clause(5)
+def clause_headers_down(bench: Bench) -> None:
+    """Answers name account, provider, model sent and number of attempts."""
+    with bench.gateway(provider={"model_map": {"claude-opus-*": "big"}}) as client:
+        headers = client.post().headers
+        expect([headers.get(name) for name in (
+            "x-account-email", "x-gateway-provider", "x-mapped-model", "x-gateway-attempts")],
+            ["one", "anthropic", "big", "1"], "headers")
+
+
+@clause(5)
+def clause_quoted_key(bench: Bench) -> None:
+    """An account's key that the upstream quotes does not reach the client."""
+    with bench.gateway() as client:
+        bench.script.append(lambda request: refusal_of(400, "bad key " + ACCOUNT_KEY + "one"))
+        status, _, message = client.post().error()
+        expect((status, message[:8]), (400, "bad key "), "error")
+        expect(ACCOUNT_KEY in message, False, "the key in it")
+
+
+# -- section 6: what happens to a request
+
+
+@clause(6)
+def clause_clean_body(bench: Bench) -> None:
+    """A clean body leaves byte for byte as it came."""
+    body = (b'{ "model":"claude-opus-5-5","max_tokens" : 6.4e1, "unknown":[1.0, 1e-7],\n'
+            b'"messages":[{"role":"user","content":"h\\u00e9 \\ud83d\\ude00"}] }')
+    with bench.gateway() as client:
+        client.ask("POST", "/v1/messages", [], body)
+        expect(bench.seen[-1][1], body, "body upstream")
+
+
+@clause(6)
+def clause_validation(bench: Bench) -> None:
+    """Bad JSON and missing fields are a 400; nothing goes upstream."""
+    with bench.gateway() as client:
+        expect(client.ask("POST", "/v1/messages", [], b"{").error()[:2],
+               (400, "invalid_request_error"), "bad JSON")
+        expect_in("Missing required field: messages", client.ask(
+            "POST", "/v1/messages", [], b'{"model":"claude-opus-5-5"}').error()[2], "message")
+        expect(len(bench.seen), 0, "calls upstream")
+
+
+@clause(6)
+def clause_cache_control(bench: Bench) -> None:
+    """cache_control goes where it is always refused, and stays elsewhere."""
+    mark = {"type": "ephemeral"}
+    with bench.gateway() as client:
+        client.post(messages=[
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "b", "signature": "c2ln", "cache_control": mark},
+                {"type": "text", "text": "c", "cache_control": mark}]},
+            {"role": "user", "content": "d"}])
+        sent = json.loads(bench.seen[-1][1].decode("utf-8"))["messages"][1]["content"]
+        expect(["cache_control" in block for block in sent], [False, True], "marks")
+
+
+@clause(6)
+def clause_tool_pairs(bench: Bench) -> None:
+    """A call without its result gets one that says it was interrupted."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "t", "input": {}}
+    with bench.gateway() as client:
+        client.post(messages=[{"role": "user", "content": "a"},
+                              {"role": "assistant", "content": [call]},
+                              {"role": "user", "content": "go on"}])
+        sent = json.loads(bench.seen[-1][1].decode("utf-8"))["messages"][2]["content"][0]
+        expect((sent.get("type"), sent.get("tool_use_id"), sent.get("is_error")),
+               ("tool_result", "toolu_1", True), "first block after the call")
+
+
+@clause(6)
+def clause_empty_text(bench: Bench) -> None:
+    """Blank text blocks go."""
+    with bench.gateway() as client:
+        client.post(messages=[{"role": "user", "content": [
+            {"type": "text", "text": " "}, {"type": "text", "text": "a"}]}])
+        sent = json.loads(bench.seen[-1][1].decode("utf-8"))["messages"][0]["content"]
+        expect(sent, [{"type": "text", "text": "a"}], "content")
+
+
+# -- section 7: answered here
+
+
+@clause(7)
+def clause_warmup(bench: Bench) -> None:
+    """A message that says Warmup alone is answered OK here, as JSON and as a stream."""
+    with bench.gateway() as client:
+        answer = client.say("Warmup")
+        expect((answer.text(), answer.headers.get("x-warmup-intercepted")), ("OK", "true"), "JSON")
+        expect(answer.json()["usage"]["input_tokens"], 1, "usage")
+        expect(client.say("Warmup", stream=True).events(), [
+            "message_start", "content_block_start", "content_block_delta", "content_block_stop",
+            "message_delta", "message_stop"], "events")
+        expect(len(bench.seen), 0, "calls upstream")
+
+
+@clause(7)
+def clause_no_warmup(bench: Bench) -> None:
+    """What only looks like a warm-up goes upstream."""
+    with bench.gateway() as client:
+        for count, text in enumerate(("Warmups?", "Warmup my engine", "warmup"), 1):
+            client.say(text)
+            expect(len(bench.seen), count, "calls upstream after %r" % text)
+
+
+# -- section 8: models
+
+
+@clause(8)
+def clause_thinking(bench: Bench) -> None:
+    """-thinking at the end of an id goes, and switches thinking on."""
+    with bench.gateway() as client:
+        for model, kind in (("claude-opus-5-5", "adaptive"),
+                            ("claude-opus-4-5-20251101", "enabled")):
+            client.post(model=model + "-thinking", max_tokens=4000)
+            sent = json.loads(bench.seen[-1][1].decode("utf-8"))
+            expect((sent["model"], sent["thinking"]["type"]), (model, kind), "sent")
+
+
+@clause(8)
+def clause_model_map(bench: Bench) -> None:
+    """model_map: an exact id beats a glob, the glob with more literal characters the rest."""
+    with bench.gateway(provider={"model_map": {"claude-*": "any", "claude-opus-*": "big",
+                                               "claude-opus-5": "exact"}}) as client:
+        for model, sent in (("claude-opus-5", "exact"), ("claude-opus-4-8", "big"),
+                            ("claude-haiku-5-5", "any")):
+            expect(client.post(model=model).headers.get("x-mapped-model"), sent, model)
+
+
+# -- section 9: attempts
+
+
+def login_page(request: HttpRequest) -> HttpResponse:
+    """What a captive portal answers."""
+    return HttpResponse(200, [("Content-Type", "text/html")], b"<h1>Log in</h1>")
+
+
+@clause(9)
+def clause_next_account(bench: Bench) -> None:
+    """A 429, an overload, a refused key and a page of HTML: the next account answers."""
+    for fault in (429, 529, 500, 401, login_page):
+        with bench.gateway(("one", "two")) as client:
+            bench.script.append(fault)
+            answer = client.say("hello")
+            expect((answer.status, answer.headers.get("x-account-email"),
+                    answer.headers.get("x-gateway-attempts")), (200, "two", "2"), str(fault))
+
+
+@clause(9)
+def clause_cooldown(bench: Bench) -> None:
+    """An account that said 429 with retry-after is not asked again before."""
+    with bench.gateway(("one", "two"), routing={"sticky": False}) as client:
+        bench.script.append(lambda request: refusal_of(429, "slow down", ("retry-after", "60")))
+        client.say("hello")
+        client.say("hello")
+        expect([request.headers.get("x-api-key")[len(ACCOUNT_KEY):] for request, _ in bench.seen],
+               ["one", "two", "two"], "accounts asked")
+
+
+@clause(9)
+def clause_nobody_ready(bench: Bench) -> None:
+    """When all rest, the 429 tells in whole seconds when the soonest is ready."""
+    with bench.gateway() as client:
+        bench.script.append(lambda request: refusal_of(429, "no", ("retry-after", "7.2"),
+                                                    kind="rate_limit_error"))
+        answer = client.say("hello")
+        expect(answer.error(), (429, "rate_limit_error", "no"), "the upstream's own answer")
+        expect_in(answer.headers.get("retry-after"), ("7", "8"), "retry-after")
+        expect_in(client.say("hello").headers.get("retry-after"), ("7", "8"), "and after")
+
+
+@clause(9)
+def clause_refused_key(bench: Bench) -> None:
+    """When its key is refused and nobody is left: a 502 that names the account, not to be retried."""
+    with bench.gateway() as client:
+        bench.script.append(401)
+        answer = client.say("hello")
+        expect(answer.error()[:2], (502, "api_error"), "error")
+        expect_in("one", answer.error()[2], "message")
+        expect(answer.headers.get("x-should-retry"), "false", "x-should-retry")
+
+
+@clause(9)
+def clause_other_errors(bench: Bench) -> None:
+    """Any other 4xx is passed on unmodified, after one call."""
+    with bench.gateway(("one", "two")) as client:
+        body = b'{"type":"error",  "error":{"type":"invalid_request_error","message":"as it is"}}'
+        bench.script.append(lambda request: HttpResponse(
+            400, [("Content-Type", "application/json")], body))
+        answer = client.say("hello")
+        expect((answer.status, answer.body, len(bench.seen)), (400, body, 1), "answer")
+
+
+@clause(9)
+def clause_best_answer(bench: Bench) -> None:
+    """When all fail, the last upstream error comes down unmodified."""
+    with bench.gateway(("one", "two")) as client:
+        bench.script.extend([529] + 2 * [lambda request: refusal_of(529, "the last")])
+        expect(client.say("hello").error(), (529, "api_error", "the last"), "answer")
+
+
+@clause(9)
+def clause_signature(bench: Bench) -> None:
+    """A refused thinking signature: once more without thinking; Claude Code gets it as it is."""
+    talk = [{"role": "user", "content": "a"},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "b", "signature": "c2ln"},
+                {"type": "text", "text": "c"}]},
+            {"role": "user", "content": "d"}]
+    message = "messages.1.content.0: Invalid `signature` in `thinking` block"
+    for agent, status in (("selftest/1", 200), ("claude-cli/2.1.329 (external, cli)", 400)):
+        with bench.gateway() as client:
+            bench.script.append(lambda request: refusal_of(400, message,
+                                                        kind="invalid_request_error"))
+            answer = client.post(("User-Agent", agent), messages=talk)
+            expect(answer.status, status, agent)
+
+
+@clause(9)
+def clause_sticky(bench: Bench) -> None:
+    """A conversation stays on its account while that is ready."""
+    with bench.gateway(("one", "two"), routing={"strategy": "round_robin"}) as client:
+        used = [[client.say(text).headers.get("x-account-email") for _ in range(3)]
+                for text in ("first", "second")]
+        expect(used, [["one"] * 3, ["two"] * 3], "accounts of two conversations")
+
+
+@clause(9)
+def clause_unreachable(bench: Bench) -> None:
+    """An upstream that cannot be reached is a 502 that says so."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and not listening: refused
+        url = "http://127.0.0.1:%d" % taken.getsockname()[1]
+        with bench.gateway(provider={"base_url": url}) as client:
+            status, kind, message = client.say("hello").error()
+            expect((status, kind), (502, "api_error"), "error")
+            expect_in("upstream connection failed", message, "message")
+
+
+# -- section 10: the wire
+
+
+@clause(10)
+def clause_stream_head(bench: Bench) -> None:
+    """A stream's head forbids caching and buffering, and its body is chunked."""
+    with bench.gateway() as client:
+        headers = client.say("hello", stream=True).headers
+        expect([headers.get(name) for name in (
+            "cache-control", "x-accel-buffering", "transfer-encoding")],
+            ["no-cache, no-transform", "no", "chunked"], "head")
+
+
+@clause(10)
+def clause_hold(bench: Bench) -> None:
+    """A stream that fails before its first content is replaced unseen."""
+    start = encode_sse_event("message_start", {"type": "message_start", "message": {
+        "id": "msg_1", "type": "message", "role": "assistant", "content": [],
+        "model": "m", "stop_reason": None, "usage": {"input_tokens": 1, "output_tokens": 1}}})
+    broken = encode_sse_event("error", {"type": "error", "error": {
+        "type": "overloaded_error", "message": "overloaded"}})
+    with bench.gateway(("one", "two")) as client:
+        bench.script.append(lambda request: HttpResponse(
+            200, [("Content-Type", "text/event-stream")], iter([start, broken])))
+        answer = client.say("hello", stream=True)
+        expect((answer.status, answer.events().count("message_start"), answer.events()[-1]),
+               (200, 1, "message_stop"), "stream")
+
+
+@clause(10)
+def clause_broken_stream(bench: Bench) -> None:
+    """A stream that breaks after content ends in one error event and never looks complete."""
+    with bench.gateway() as client:
+        for order in ("demo:cut", "demo:error"):
+            events = client.say(order, stream=True).events()
+            expect((events.count("error"), events[-1], "message_stop" in events),
+                   (1, "error", False), order)
+
+
+@clause(10)
+def clause_framing(bench: Bench) -> None:
+    """Two lengths, a length beside chunks, a bare LF: 400, and the connection closes."""
+    start = b"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    with bench.gateway() as client:
+        expect(client.raw(start.replace(b"\r\n", b"\n") + b"\n")[:12], b"HTTP/1.1 400", "bare LF")
+        for head in (b"Content-Length: 2\r\nContent-Length: 3\r\n",
+                     b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+                     b"Content-Length : 2\r\n", b"A: b\n c: d\r\n"):
+            expect(client.raw(start + head + b"\r\n{}")[:12], b"HTTP/1.1 400", repr(head))
+
+
+@clause(10)
+def clause_continue(bench: Bench) -> None:
+    """Expect: 100-continue is answered before the body is read."""
+    body = json.dumps(HELLO).encode("ascii")
+    head = (b"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+    with bench.gateway() as client:
+        with socket.create_connection(("127.0.0.1", client.port), SELFTEST_SECONDS) as sock:
+            sock.sendall(head)
+            expect(sock.recv(READ_BYTES)[:12], b"HTTP/1.1 100", "before the body")
+            sock.sendall(body)
+            expect(sock.recv(READ_BYTES)[:12], b"HTTP/1.1 200", "after it")
+
+
+@clause(10)
+def clause_keep_alive(bench: Bench) -> None:
+    """A connection serves one request after the other."""
+    get = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n"
+    with bench.gateway() as client:
+        data = client.raw(get % b"" + get % b"Connection: close\r\n")
+        expect(data.count(b"HTTP/1.1 200 OK"), 2, "answers on one connection")
+
+
+@clause(10)
+def clause_large_body(bench: Bench) -> None:
+    """A body above limits.body_bytes is a 413."""
+    with bench.gateway(limits={"body_bytes": 1024}) as client:
+        expect(client.say("x" * 2000).error()[:2], (413, "request_too_large"), "error")
+
+
+@clause(10)
+def clause_redirect(bench: Bench) -> None:
+    """A redirect is not followed."""
+    with bench.gateway() as client:
+        bench.script.append(lambda request: HttpResponse(
+            307, [("Location", bench.url + "/elsewhere")]))
+        expect((client.say("hello").status, len(bench.seen)), (502, 1), "(status, calls)")
+
+
+@clause(10)
+def clause_collect(bench: Bench) -> None:
+    """A request for more than 21,333 tokens is asked for as a stream and collected."""
+    with bench.gateway() as client:
+        answer = client.say("hello", max_tokens=30000)
+        expect(answer.json()["type"], "message", "answer")
+        expect(json.loads(bench.seen[-1][1].decode("utf-8")).get("stream"), True, "stream")
+
+
+@clause(10)
+def clause_browser(bench: Bench) -> None:
+    """A page from elsewhere and a foreign Host are refused with 403."""
+    with bench.gateway() as client:
+        for pair in (("Origin", "https://evil.example"), ("Sec-Fetch-Site", "cross-site"),
+                     ("Host", "evil.example")):
+            answer = client.post(pair)
+            expect(answer.error()[:2], (403, "permission_error"), "%s: %s" % pair)
+            expect("access-control-allow-origin" in answer.headers, False, "a CORS header")
+
+
+@clause(10)
+def clause_cors(bench: Bench) -> None:
+    """A listed origin gets exact CORS, never *."""
+    origin = "https://app.example"
+    with bench.gateway(cors_origins=[origin]) as client:
+        answer = client.post(("Origin", origin))
+        expect((answer.status, answer.headers.get("access-control-allow-origin")),
+               (200, origin), "answer")
+
+
+@clause(10)
+def clause_drain(bench: Bench) -> None:
+    """While stopping, new requests get 503 and those under way get their end."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(request: HttpRequest) -> HttpResponse:
+        begun.set()
+        go_on.wait(SELFTEST_SECONDS)
+        return refusal_of(400, "in time")
+
+    with bench.gateway(timeouts={"shutdown_seconds": SELFTEST_SECONDS}) as client:
+        bench.script.append(slow)
+        answers: list[Received] = []
+        asking = threading.Thread(target=lambda: answers.append(client.say("hello")))
+        asking.start()
+        begun.wait(SELFTEST_SECONDS)
+        stopping = threading.Thread(target=client.gateway.stop)
+        stopping.start()
+        try:
+            deadline = time.monotonic() + SELFTEST_SECONDS
+            status = 200
+            while status == 200 and time.monotonic() < deadline:
+                status = client.get("/health").status
+            expect((status, client.post().status), (503, 503), "(/health, a message)")
+        finally:
+            go_on.set()
+            asking.join(SELFTEST_SECONDS)
+            stopping.join(SELFTEST_SECONDS)
+        expect([answer.error()[2] for answer in answers], ["in time"], "the one under way")
+
+
+# -- section 11: the OpenAI door
+
+
+def ask_chat(client: Client, text: str, **fields: Any) -> Received:
+    """A chat completion."""
+    return client.say(text, path="/v1/chat/completions", **fields)
+
+
+@clause(11)
+def clause_chat(bench: Bench) -> None:
+    """POST /v1/chat/completions answers with a completion and its usage."""
+    with bench.gateway() as client:
+        found = ask_chat(client, "hello").json()
+        expect((found["object"], found["choices"][0]["finish_reason"], found["model"]),
+               ("chat.completion", "stop", "claude-opus-5-5"), "completion")
+        expect_in("hello", found["choices"][0]["message"]["content"], "content")
+        expect(found["usage"]["completion_tokens"] > 0, True, "usage")
+
+
+@clause(11)
+def clause_chat_stream(bench: Bench) -> None:
+    """Its stream is chunks that end in [DONE], with usage where it is asked for."""
+    with bench.gateway() as client:
+        answer = ask_chat(client, "hello", stream=True, stream_options={"include_usage": True})
+        frames = re.findall(rb"^data: (.+)$", answer.body, re.MULTILINE)
+        expect(frames[-1].strip(), b"[DONE]", "last frame")
+        expect(json.loads(frames[-2].decode("utf-8"))["usage"]["prompt_tokens"] > 0, True, "usage")
+
+
+@clause(11)
+def clause_chat_error(bench: Bench) -> None:
+    """Its errors have OpenAI's shape."""
+    with bench.gateway(auth={"api_keys": [SELFTEST_KEY]}) as client:
+        found = ask_chat(client, "hello").json()
+        expect(sorted(found), ["error"], "keys of the answer")
+        for key in ("message", "type", "param", "code"):
+            expect_in(key, found["error"], "the error")
+
+
+@clause(11)
+def clause_chat_upstream(bench: Bench) -> None:
+    """Its upstream side is a Messages stream on the same accounts."""
+    with bench.gateway() as client:
+        ask_chat(client, "hello")
+        request, body = bench.seen[-1]
+        expect((request.path, json.loads(body.decode("utf-8")).get("stream"),
+                request.headers.get("x-api-key")),
+               ("/v1/messages", True, ACCOUNT_KEY + "one"), "call")
+
+
+# -- section 12: seeing what it does
+
+
+def seeing(client: Client, path: str) -> Received:
+    """One of section 12's routes.  Raises ClauseSkipped where this version has none."""
+    if path.partition("?")[0] not in ROUTES:
+        raise ClauseSkipped("this version has no " + path.partition("?")[0])
+    return client.get(path)
+
+
+@clause(12)
+def clause_record(bench: Bench) -> None:
+    """Each request leaves one record: model, account, attempts, status, tokens."""
+    with bench.gateway() as client:
+        client.say("hello")
+        record = client.records()[0]
+        expect((record["route"], record["status"], record["account"]),
+               ("messages", 200, "one"), "record")
+
+
+@clause(12)
+def clause_status(bench: Bench) -> None:
+    """GET /gateway/status tells version, uptime and the accounts."""
+    with bench.gateway() as client:
+        found = seeing(client, "/gateway/status").json()
+        expect(found["version"], __version__, "version")
+        expect(len(found["accounts"]), 1, "accounts")
+
+
+@clause(12)
+def clause_requests(bench: Bench) -> None:
+    """GET /gateway/requests gives the newest records; never a body."""
+    with bench.gateway() as client:
+        client.say("a-word-of-the-prompt")
+        client.records()
+        answer = seeing(client, "/gateway/requests?limit=5")
+        expect((answer.status, b"a-word-of-the-prompt" in answer.body), (200, False), "answer")
+
+
+@clause(12)
+def clause_metrics(bench: Bench) -> None:
+    """GET /metrics is Prometheus text."""
+    with bench.gateway() as client:
+        client.say("hello")
+        client.records()
+        answer = seeing(client, "/metrics")
+        expect_in("claude_gateway_requests_total{", answer.body.decode("utf-8"), "text")
+
+
+@clause(12)
+def clause_dashboard(bench: Bench) -> None:
+    """GET /dashboard is one page under a strict CSP."""
+    with bench.gateway() as client:
+        answer = seeing(client, "/dashboard")
+        expect_in("text/html", answer.headers.get("content-type"), "type")
+        expect_in("default-src 'none'", answer.headers.get("content-security-policy"), "CSP")
+
+
+# -- section 13: the demo upstream
+
+
+@clause(13)
+def clause_demo(bench: Bench) -> None:
+    """The demo echoes the last user text and says that it is a demo."""
+    with bench.gateway(provider={"name": DEMO}) as client:
+        text = client.say("hello", model="claude-demo-1").text()
+        expect_in("demo upstream", text, "text")
+        expect_in("hello", text, "text")
+
+
+@clause(13)
+def clause_demo_thinking(bench: Bench) -> None:
+    """It thinks where thinking is asked for."""
+    with bench.gateway() as client:
+        found = client.say("hello", thinking={"type": "adaptive"}).json()
+        expect([block["type"] for block in found["content"]], ["thinking", "text"], "blocks")
+
+
+@clause(13)
+def clause_demo_tool(bench: Bench) -> None:
+    """demo:tool NAME {json} calls an offered tool."""
+    tool = {"name": "look", "input_schema": {"type": "object"}}
+    with bench.gateway() as client:
+        found = client.say('demo:tool look {"at": "it"}', tools=[tool]).json()
+        expect((found["stop_reason"], found["content"][-1]["input"]), ("tool_use", {"at": "it"}),
+               "answer")
+
+
+@clause(13)
+def clause_demo_fault(bench: Bench) -> None:
+    """demo:429 SECONDS is a 429, and takes the course of section 9."""
+    with bench.gateway() as client:
+        answer = client.say("demo:429 5")
+        expect((answer.status, client.gateway.accounts()[0]["state"]), (429, "cooling"),
+               "(status, account)")
+
+
+# ---- 25. Command line --------------------------------------------------------
 
 
 def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -12828,9 +14723,230 @@ def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> in
 def command_env(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the client's lines."""
     config, _ = load_config(options, environ)
-    say(client_lines(options.shell or ("cmd" if os.name == "nt" else "bash"),
-                     reachable_url(config), bool(config.auth.api_keys)))
+    shell = options.shell or detected_shell(environ, os.name == "nt")
+    say(client_lines(shell, reachable_url(config), bool(config.auth.api_keys)))
     return EXIT_GOOD
+
+
+def command_init(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Write a starter configuration; what stands there already is never touched."""
+    path = options.path or options.config or CONFIG_NAME
+    if path.endswith(".toml"):
+        raise ConfigError(["init: %s: it writes JSON; choose a name that ends in .json" % path])
+    text = json.dumps(starter_settings(options), indent=2) + "\n"
+    try:
+        write_new_file(path, text.encode("utf-8"))
+    except FileExistsError:
+        complain("claude_gateway: %s exists already; nothing was written" % path)
+        return EXIT_BAD
+    except (OSError, ValueError) as error:
+        complain("claude_gateway: cannot write %s: %s" % (path, reason_of(error)))
+        return EXIT_BAD
+    for line in starter_lines(path):
+        say(line)
+    return EXIT_GOOD
+
+
+def write_new_file(path: str, data: bytes) -> None:
+    """A file of one's own (mode 0600) that was not there before.  Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+    except OSError:
+        os.unlink(path)  # a half would be taken for the user's own
+        raise
+
+
+def starter_settings(options: argparse.Namespace) -> dict:
+    """Every setting with its default, or with what an option says; secrets stay out."""
+    given = {setting.path: getattr(options, setting.path) for setting in PLAIN_OPTIONS}
+    rows = {row.path: row.default if given.get(row.path) is None else given[row.path]
+            for row in SETTINGS}
+    provider = {row.path: row.default for row in PROVIDER_SETTINGS if row.default is not None}
+    # A header map is read into pairs; as JSON it is an object.
+    provider["headers"] = {}
+    name = DEMO if options.demo else "anthropic"
+    rows["providers"] = [dict({"name": name}, **nested(provider))]
+    return nested(rows)
+
+
+def nested(rows: Mapping[str, Any]) -> dict:
+    """Dotted paths as groups.
+
+    >>> nested({"log.level": "info", "port": 1})
+    {'log': {'level': 'info'}, 'port': 1}
+    """
+    result: dict[str, Any] = {}
+    for path, value in rows.items():
+        group, _, name = path.rpartition(".")
+        (result.setdefault(group, {}) if group else result)[name] = value
+    return result
+
+
+def starter_lines(path: str) -> list[str]:
+    """What to do with a starter file, and what else may stand in it."""
+    options = "" if path == CONFIG_NAME else " --config " + shlex.quote(path)
+    tables = (
+        ("a provider", [row for row in PROVIDER_SETTINGS if row.default is None]),
+        ("its sanitize", SANITIZE_SETTINGS),
+        ("an account", ACCOUNT_SETTINGS),
+        ("an account's token", TOKEN_SETTINGS),
+        ("one of auth.api_keys", CLIENT_KEY_SETTINGS),
+    )
+    return [
+        "wrote %s, readable by you alone: every setting with its default" % path,
+        "It can be served as it is: each client's own key is passed on.  To use a key of yours,",
+        "name the variable that holds it among the provider's accounts:",
+        '  "accounts": [{"name": "work", "api_key": "${WORK_KEY}"}]',
+        "What else may stand there (README.md has the tables):",
+        *("  %s: %s" % (name, ", ".join(row.path for row in rows)) for name, rows in tables),
+        "next:",
+        *("  python3 claude_gateway.py %s%s" % (command, options)
+          for command in ("check", "doctor", "serve")),
+    ]
+
+
+# -- status
+
+
+def command_status(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Ask the running gateway, and print what it says."""
+    config, _ = load_config(options, environ)
+    document, fault = asked_status(config)
+    if document is None:
+        complain("claude_gateway: " + fault)
+        return EXIT_BAD
+    if options.json:
+        say(json.dumps(document, indent=2))
+        return EXIT_GOOD
+    for line in status_lines(document, reachable_url(config)):
+        say(escape_controls(line))
+    return EXIT_GOOD
+
+
+def asked_status(config: Config) -> tuple[Optional[dict], str]:
+    """What ``GET /gateway/status`` answers, or None and why it does not, in one line."""
+    url = reachable_url(config)
+    key = config.auth.api_keys[0].key.reveal() if config.auth.api_keys else ""
+    try:
+        status, _, body = fetch(url, "/gateway/status", [("x-api-key", key)] if key else [],
+                                STATUS_SECONDS)
+    except (OSError, ValueError) as error:
+        return None, ("no gateway answers at %s (%s); --host and --port say where else to ask"
+                      % (url, reason_of(error).lower()))
+    faults = {
+        401: "the gateway at %s wants a key: add --api-key KEY (env:NAME keeps it out of the "
+             "process list)" % url,
+        404: "what answers at %s has no /gateway/status: another program, or an older gateway"
+             % url,
+    }
+    if status == 200:
+        try:
+            document = json.loads(body.decode("utf-8"))
+            if isinstance(document, dict):
+                return document, ""
+        except ValueError:
+            pass  # told below
+    return None, faults.get(status, "what answers at %s (status %d) is no gateway" % (url, status))
+
+
+def status_lines(document: Mapping[str, Any], url: str) -> list[str]:
+    """A snapshot for people.  What a newer gateway adds is left out, what is missing, too."""
+    in_flight = document.get("in_flight", 0)
+    lines = ["claude_gateway %s at %s, up %s, %s in flight" % (
+        document.get("version", "?"), url, human_seconds(document.get("uptime_seconds")),
+        len(in_flight) if isinstance(in_flight, list) else in_flight)]
+    accounts = [row for row in document.get("accounts") or [] if isinstance(row, dict)]
+    if accounts:
+        head = ("provider", "account", "state", "ready in", "in flight", "last error")
+        lines += ["", *aligned([head, *(account_row(row) for row in accounts)])]
+    else:
+        lines.append("no accounts: each client's own key is passed on")
+    totals = total_rows(document.get("totals"), document.get("models"))
+    return lines + (["", *aligned(totals)] if totals else [])
+
+
+def account_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One account of a snapshot as cells."""
+    seconds = row.get("ready_in_seconds") or 0
+    state = row.get("state", "") if row.get("enabled", True) else "disabled"
+    return (str(row.get("provider", "")), str(row.get("account", "")), str(state),
+            human_seconds(seconds) if seconds else "now", str(row.get("in_flight", 0)),
+            str(row.get("last_error") or "-"))
+
+
+def total_rows(totals: Any, models: Any) -> list[tuple[str, ...]]:
+    """A table of what was counted, for each model and for all; [] where nothing was."""
+    by_model = {name: row for name, row in models.items() if isinstance(row, dict)} \
+        if isinstance(models, dict) else {}
+    if not isinstance(totals, dict):
+        return []
+    names = [name for name, value in totals.items() if isinstance(value, (int, float))]
+    rows = [(str(model), *(str(row.get(name, 0)) for name in names))
+            for model, row in by_model.items()]
+    heads = [name.replace("_tokens", "").replace("_", " ") for name in names]
+    return [("model", *heads), *rows, ("all", *(str(totals[name]) for name in names))] \
+        if names else []
+
+
+def command_doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print a line for everything between a client and an answer; 1 where one is bad."""
+    shell = SHELLS[options.shell or detected_shell(environ, os.name == "nt")]
+    colour = can_colour(sys.stdout, environ)
+    progress = Progress(sys.stderr)
+    counts: collections.Counter = collections.Counter()
+    try:
+        for finding in doctor_findings(options, environ, progress):
+            progress.show("")
+            counts[finding.level] += 1
+            for line in finding_lines(finding, shell, colour):
+                say(line)
+    finally:
+        progress.show("")
+    say("%d ok, %d warn, %d FAIL" % (counts["ok"], counts["warn"], counts["FAIL"]))
+    return EXIT_BAD if counts["FAIL"] else EXIT_GOOD
+
+
+def doctor_findings(options: argparse.Namespace, environ: Mapping[str, str],
+                    progress: Progress) -> Iterator[Finding]:
+    """The doctor's findings; a configuration that cannot be read is one, and the last."""
+    try:
+        config, _ = load_config(options, environ)
+    except ConfigError as error:
+        yield from judge_python(sys.version_info, sys.platform, ssl.OPENSSL_VERSION)
+        for problem in error.problems:
+            yield Finding("FAIL", "config", problem, (("gateway", "check"),))
+        return
+    doctor = Doctor(config, environ, time.time, progress.show)
+    try:
+        yield from doctor.findings(options.offline)
+    finally:
+        doctor.close()
+
+
+def command_selftest(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Walk the contract; 1 where a clause fails."""
+    colour = can_colour(sys.stdout, environ)
+    progress = Progress(sys.stderr)
+    counts: collections.Counter = collections.Counter()
+    began = time.monotonic()
+    bench = Bench()
+    try:
+        for result, found, why in clause_results(bench):
+            counts[result] += 1
+            progress.show("")
+            if result == "FAIL" or not options.quiet:
+                say("%s%2d  %s%s" % (painted(result, 6, colour), found.section, found.words,
+                                     escape_controls(" -- " + why) if why else ""))
+            progress.show("%d of %d clauses" % (sum(counts.values()), len(CLAUSES)))
+    finally:
+        progress.show("")
+        bench.close()
+    say("%d pass, %d FAIL, %d skip in %.1f s" % (counts["pass"], counts["FAIL"], counts["skip"],
+                                                 time.monotonic() - began))
+    return EXIT_BAD if counts["FAIL"] else EXIT_GOOD
 
 
 def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -12846,9 +14962,10 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     except (OSError, UnicodeError) as error:
         complain("claude_gateway: cannot listen on %s: %s%s"
                  % (BaseUrl("http", config.host, config.port, "").authority, reason_of(error),
-                    holder_of(error, config.port)))
+                    taken_port(error, config.port)))
         return EXIT_BAD
-    for line in banner_lines(gateway, config, path, options.quiet):
+    for line in banner_lines(gateway, config, path, options.quiet,
+                             detected_shell(environ, os.name == "nt")):
         output(line)
     watch = FileWatch(path)
     # A file that was found is named from now on: were it gone, the defaults would have
@@ -12870,7 +14987,8 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     return EXIT_GOOD
 
 
-def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool) -> list[str]:
+def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool,
+                 shell: str) -> list[str]:
     """Where it listens, what it serves, the lines to copy."""
     lines = ["claude_gateway %s listening on %s" % (__version__, gateway.url)]
     if quiet:
@@ -12878,44 +14996,22 @@ def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool) -> li
     lines.append("configuration: %s" % (path or "none (defaults)"))
     lines.extend(describe_config(config))
     lines.append("point a client here (other shells: claude_gateway.py env --shell NAME):")
-    shell = "cmd" if os.name == "nt" else "bash"
     url = reachable_url(config._replace(port=gateway.port))
     lines.extend("  " + line for line in client_lines(
         shell, url, bool(config.auth.api_keys)).split("\n"))
+    if "/dashboard" in ROUTES:
+        lines.append("dashboard: %s/dashboard%s" % (
+            url, "" if config.auth_mode == "off" else " (asks for a key)"))
     return lines
 
 
-def holder_of(error: Exception, port: int) -> str:
-    """Who holds a taken port, as far as Linux tells without another program; or ""."""
+def taken_port(error: Exception, port: int) -> str:
+    """The end of the line about a port that somebody holds; "" for other faults."""
     # Windows may also say EACCES of a taken port, and others of one that only root may take.
     if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
         return ""
-    hint = "; choose another with --port"
-    inode = listening_inode(port)
-    for process in os.listdir("/proc") if inode and os.path.isdir("/proc") else ():
-        folder = "/proc/%s/fd" % process
-        try:
-            links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
-            if "socket:[%s]" % inode in links:
-                with open("/proc/%s/comm" % process, encoding="utf-8") as file:
-                    return " (held by process %s, %s)%s" % (process, file.read().strip(), hint)
-        except OSError:
-            continue  # safe: a process of another user, or one that has just ended
-    return hint
-
-
-def listening_inode(port: int) -> str:
-    """The inode of the socket that listens on a port, from Linux' tables; "" elsewhere."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table, encoding="ascii") as file:
-                rows = [line.split() for line in file.readlines()[1:]]
-        except OSError:
-            continue  # safe: not Linux, or no IPv6
-        for row in rows:
-            if row[3] == "0A" and int(row[1].rsplit(":", 1)[1], 16) == port:
-                return row[9]
-    return ""
+    holder = port_holder(port)
+    return "%s; choose another with --port" % (" (held by %s)" % holder if holder else "")
 
 
 def reload_configuration(gateway: Gateway, options: argparse.Namespace,
@@ -12999,15 +15095,19 @@ class Signals:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
     "check": command_check,
+    "doctor": command_doctor,
     "env": command_env,
+    "init": command_init,
+    "selftest": command_selftest,
     "serve": command_serve,
+    "status": command_status,
 }
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The program; gives its exit code."""
-    options = argument_parser().parse_args(arguments)
     try:
+        options = parse_options(arguments)
         return COMMANDS[options.command](options, os.environ)
     except ConfigError as error:
         for problem in error.problems:

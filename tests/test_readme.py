@@ -108,6 +108,32 @@ class ConfigurationTest(unittest.TestCase):
             with self.subTest(word):
                 self.assertIn(word, README)
 
+    def test_every_command_is_in_the_table(self):
+        for name, told in gw.COMMAND_TEXTS.items():
+            with self.subTest(name):
+                self.assertIn("| `%s` | %s | " % (name, told.about), README)
+
+    def test_what_the_doctor_is_shown_to_print_is_what_it_prints(self):
+        (example,) = blocks("text")
+        config = gw.Config.from_dict({})
+        findings = [
+            *gw.judge_port("127.0.0.1", 8045, "in use", "process 4711, node", False),
+            *gw.judge_proxies({"HTTP_PROXY": "http://proxy.example"}, "127.0.0.1", 8045),
+            gw.judge_credential("anthropic/work", 401,
+                                "authentication_error: invalid x-api-key", "api_key"),
+            *gw.judge_base_url("http://127.0.0.1:8045/v1", config),
+        ]
+        shown = [line for finding in findings
+                 for line in gw.finding_lines(finding, gw.SHELLS["bash"], False)]
+        self.assertEqual(example, "\n".join(shown) + "\n")
+
+    def test_every_account_setting_is_named(self):
+        for rows in (gw.ACCOUNT_SETTINGS, gw.TOKEN_SETTINGS, gw.CLIENT_KEY_SETTINGS,
+                     gw.SANITIZE_SETTINGS):
+            for row in rows:
+                with self.subTest(row.path):
+                    self.assertRegex(README, r'[`"]%s[`"]' % row.path)
+
     def test_every_route_is_named(self):
         for path in gw.ROUTES:
             with self.subTest(path):

@@ -262,8 +262,8 @@ class SocketTest(unittest.TestCase):
 
     def test_a_port_that_windows_denies(self):
         hint = "; choose another with --port"
-        self.assertEqual(gw.holder_of(PermissionError(errno.EACCES, "denied"), 0), hint)
-        self.assertEqual(gw.holder_of(OSError(errno.EADDRNOTAVAIL, "no such address"), 0), "")
+        self.assertEqual(gw.taken_port(PermissionError(errno.EACCES, "denied"), 0), hint)
+        self.assertEqual(gw.taken_port(OSError(errno.EADDRNOTAVAIL, "no such address"), 0), "")
 
 
 class SignalTest(unittest.TestCase):
