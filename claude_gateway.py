@@ -6258,7 +6258,8 @@ class LiveRequest:
             "model": record.model,
             "provider": self.provider,
             "account": self.account,
-            "attempts": len(record.attempts),
+            # The one under way is noted once it has come to something.
+            "attempt": len(record.attempts) + (self.stage in ("waiting", "held")),
             "bytes_out": record.bytes_out,
             **(told() if told is not None else {}),
         }
@@ -12486,6 +12487,7 @@ section { margin: 0 0 1.6rem; }
 .head p, .head label { margin: 0; color: var(--soft); font-size: .88rem; }
 .head label { margin-left: auto; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+.clip { overflow: hidden; } abbr { text-decoration: none; }
 .empty { margin: 0; padding: 1rem; color: var(--soft); border-style: dashed; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .3rem; background: var(--card); padding: .3rem .6rem; z-index: 1; }
@@ -12520,10 +12522,11 @@ header .pill { color: var(--amber); }
 #tiles dd { margin: 0; font-size: 1.55rem; line-height: 1.25; font-weight: 600; letter-spacing: -.015em; }
 #tiles dd.note { font-size: .8rem; font-weight: 400; letter-spacing: 0; color: var(--soft); }
 
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; width: 100%; } .model { min-width: 6.2rem; }
 caption { text-align: left; }
 th, td { text-align: left; padding: .42rem .8rem; vertical-align: top; }
 th { color: var(--soft); font-size: .8rem; font-weight: 600; border-bottom: 1px solid var(--line); }
+tbody th { color: inherit; font-size: inherit; font-weight: 400; border: 0; overflow-wrap: anywhere; }
 tbody tr + tr > td, tbody tr + tr > th { border-top: 1px solid var(--line); }
 .number { text-align: right; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
@@ -12536,14 +12539,15 @@ td time { white-space: nowrap; }
 #accounts .clock { font-size: 1.7rem; font-weight: 600; line-height: 1.1; color: var(--amber); }
 #accounts .clock span { font-size: .85rem; font-weight: 400; color: var(--soft); }
 #accounts p { margin: 0; color: var(--soft); font-size: .88rem; }
-.limit { display: grid; grid-template-columns: 1fr auto; font-size: .84rem; gap: 0 .6rem; }
+.limit { display: grid; grid-template-columns: 1fr auto; font-size: .84rem; gap: .1rem .6rem; }
+.limit + .limit { margin-top: .4rem; }
 .bar { grid-column: 1 / -1; height: .3rem; border-radius: 1rem; background: var(--track); overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--blue); }
 .bar.low span { background: var(--red); }
 
 #plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .8rem; }
 figure { margin: 0; padding: .8rem 1rem .6rem; min-width: 0; }
-figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; align-items: baseline; }
+.keys { display: flex; flex-wrap: wrap; gap: 0 .9rem; margin-top: .5rem; }
 figure .readout { margin: .1rem 0 .5rem; font-size: .88rem; color: var(--soft); min-height: 1.3rem; }
 .key { font-size: .8rem; color: var(--soft); white-space: nowrap; }
 .key::before { content: ""; display: inline-block; width: .65rem; height: .65rem; border-radius: .15rem; margin-right: .35rem; background: var(--swatch); }
@@ -12557,8 +12561,8 @@ figure .readout { margin: .1rem 0 .5rem; font-size: .88rem; color: var(--soft); 
 .axis { display: flex; justify-content: space-between; padding-right: 3.4rem; font-size: .76rem; color: var(--soft); }
 
 .opener { border: 0; background: none; padding: 0 .3rem 0 0; text-align: left; }
-.opener::before { content: "\25B8"; display: inline-block; width: 1rem; color: var(--accent); transition: transform .12s; }
-.opener[aria-expanded=true]::before { transform: rotate(90deg); }
+.opener::before { content: "\25B8"; display: inline-block; width: 1rem; color: var(--accent); }
+.opener[aria-expanded=true]::before { content: "\25BE"; }
 tr.detail > td { background: var(--paper); padding: .8rem 1rem 1rem; border-top: 0 !important; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .5rem 1.2rem; margin: 0 0 .8rem; }
 .facts dt { color: var(--soft); font-size: .78rem; } .facts dd { margin: 0; overflow-wrap: anywhere; }
@@ -12570,8 +12574,9 @@ tr.detail > td { background: var(--paper); padding: .8rem 1rem 1rem; border-top:
 footer { color: var(--soft); font-size: .85rem; padding-bottom: 2rem; }
 @media (max-width: 46rem) {
   header, main, footer { padding-left: .75rem; padding-right: .75rem; }
-  .wide { display: none; } th, td { padding: .42rem .5rem; }
-  .attempts li { grid-template-columns: 1fr auto; } .attempts svg { grid-column: 1 / -1; }
+  .wide { display: none; } th, td { padding: .42rem .5rem; } .opener { white-space: nowrap; }
+  td .pill + .sub { display: block; } td .pill + .sub:empty { display: none; }
+  .attempts li { grid-template-columns: 1fr; padding: .35rem 0; } .attempts svg { grid-column: 1 / -1; }
   #tiles { grid-template-columns: 1fr 1fr; }
   .head label { margin-left: 0; }
 }
@@ -12604,9 +12609,9 @@ footer { color: var(--soft); font-size: .85rem; padding-bottom: 2rem; }
     <section aria-labelledby="live-title">
       <div class="head"><h2 id="live-title">Under way</h2><p id="live-note"></p></div>
       <p id="live-empty" class="card empty">Nothing is under way. A request shows up here within a second.</p>
-      <div id="live-table" class="card" hidden><table>
+      <div id="live-table" class="card clip" hidden><table>
         <caption class="unseen">Requests under way, the oldest first</caption>
-        <thead><tr><th scope="col">Age</th><th scope="col">State</th><th scope="col">Model</th><th scope="col" class="wide">Account</th><th scope="col" class="wide">Client</th><th scope="col" class="number">In</th><th scope="col" class="number">Out, about</th></tr></thead>
+        <thead><tr><th scope="col" class="number">Age</th><th scope="col">State</th><th scope="col">Model</th><th scope="col" class="wide">Account</th><th scope="col" class="wide">Client</th><th scope="col" class="number wide">In</th><th scope="col" class="number">Out <abbr title="about, by its size">≈</abbr></th></tr></thead>
         <tbody id="live"></tbody>
       </table></div>
     </section>
@@ -12622,7 +12627,7 @@ footer { color: var(--soft); font-size: .85rem; padding-bottom: 2rem; }
       <div class="head"><h2 id="recent-title">Recent requests</h2><p>open a row to see attempts, delays and edits</p>
         <label><input id="only" type="checkbox"> only what failed, moved or was edited</label></div>
       <p id="recent-empty" class="card empty">No request yet. Point a client at this gateway: <code id="line"></code></p>
-      <div id="recent-table" class="card" hidden><table>
+      <div id="recent-table" class="card clip" hidden><table>
         <caption class="unseen">Recent requests, the newest first</caption>
         <thead><tr><th scope="col">Time</th><th scope="col">Result</th><th scope="col">Model</th><th scope="col" class="wide">Account</th><th scope="col" class="number wide">In</th><th scope="col" class="number wide">From cache</th><th scope="col" class="number wide">Out</th><th scope="col" class="number wide">First byte</th><th scope="col" class="number">Took</th></tr></thead>
         <tbody id="recent"></tbody>
@@ -12630,7 +12635,7 @@ footer { color: var(--soft); font-size: .85rem; padding-bottom: 2rem; }
     </section>
     <section aria-labelledby="models-title" id="models-section">
       <div class="head"><h2 id="models-title">Models</h2><p>since the start, by the id sent upstream</p></div>
-      <div class="card"><table>
+      <div class="card clip"><table>
         <caption class="unseen">Totals per model since the start</caption>
         <thead><tr><th scope="col">Model</th><th scope="col" class="number">Requests</th><th scope="col" class="number">Failed</th><th scope="col" class="number wide">In</th><th scope="col" class="number wide">From cache</th><th scope="col" class="number wide">To cache</th><th scope="col" class="number">Out</th></tr></thead>
         <tbody id="models"></tbody>
@@ -12731,15 +12736,16 @@ function drawLive(status) {
   const more = status.in_flight - status.live.length;
   say($("live-note"), more > 0 ? "and " + whole.format(more) + " more" : "");
   sync($("live"), status.live, item => item.number, () => {
-    const row = cells(7, ["", "", "", "wide", "wide", "number", "number"]);
-    row.children[1].append(el("span", {class: "pill"}));
+    const row = cells(7, ["number", "", "model", "wide", "wide", "number wide", "number"]);
+    row.children[1].append(el("span", {class: "pill"}), " ", el("span", {class: "sub"}));
     return row;
   }, (row, item) => {
     const [age, state, model, account, client, tokensIn, tokensOut] = row.children;
     say(age, lasting(item.age_seconds));
     put(state.firstChild, "class", "pill " + (item.state === "streaming" ? "good" : item.state === "queued" ? "" : "busy"));
     put(state.firstChild, "title", words(STAGE_TITLES, item.state));
-    say(state.firstChild, words(STAGES, item.state) + (item.attempts ? ", attempt " + (item.attempts + 1) : ""));
+    say(state.firstChild, words(STAGES, item.state));
+    say(state.lastChild, item.attempt > 1 ? "attempt " + item.attempt : "");
     say(model, item.model || item.route || "–");
     say(account, who(item.provider, item.account) || "–");
     say(client, item.key || "–");
@@ -12796,8 +12802,9 @@ const PLOTS = [
   {title: "Requests", format: short.format, series: [["blue", "answered", past => past.requests.map((value, at) => value - past.errors[at])], ["red", "failed", past => past.errors]],
     all: past => count(sum(past.requests), "request") + ", " + whole.format(sum(past.errors)) + " failed",
     one: (past, at) => count(past.requests[at], "request") + ", " + whole.format(past.errors[at]) + " failed"},
-  {title: "Time to first byte", format: lasting, series: [["blue", "median", past => past.first_byte_p50], ["pale", "95th percentile", past => past.first_byte_p95.map((value, at) => value === null ? null : value - past.first_byte_p50[at])]],
-    all: past => { const known = past.first_byte_p50.filter(value => value !== null); return known.length ? "medians from " + lasting(Math.min(...known)) + " to " + lasting(Math.max(...known)) : "no answer yet"; },
+  {title: "Time to first byte", format: seconds => seconds >= 1 ? seconds + " s" : seconds * 1000 + " ms", series: [["blue", "median", past => past.first_byte_p50], ["pale", "95th percentile", past => past.first_byte_p95.map((value, at) => value === null ? null : value - past.first_byte_p50[at])]],
+    all: past => { const known = past.first_byte_p50.filter(value => value !== null); const ends = [lasting(Math.min(...known)), lasting(Math.max(...known))];
+      return !known.length ? "no answer yet" : ends[0] === ends[1] ? "median " + ends[0] : "medians from " + ends.join(" to "); },
     one: (past, at) => past.first_byte_p50[at] === null ? "no answer" : "median " + lasting(past.first_byte_p50[at]) + ", 95 % below " + lasting(past.first_byte_p95[at])},
   {title: "Tokens", format: short.format, series: [["accent", "out", past => past.output_tokens], ["blue", "in", past => past.input_tokens.map((value, at) => value + past.cache_write_tokens[at])], ["pale", "read from cache", past => past.cache_read_tokens]],
     all: past => short.format(sum(past.output_tokens)) + " out, " + short.format(sum(past.input_tokens) + sum(past.cache_write_tokens)) + " in, " + short.format(sum(past.cache_read_tokens)) + " from cache",
@@ -12817,8 +12824,9 @@ function makePlot(plot) {
     readOut(plot);
   });
   plot.svg.addEventListener("pointerleave", () => { plot.at = null; readOut(plot); });
-  return el("figure", {class: "card"}, el("figcaption", {}, el("h3", {}, plot.title), ...plot.series.map(([color, name]) => el("span", {class: "key c-" + color}, name))),
-    plot.readout, el("div", {class: "frame"}, plot.svg, plot.top, plot.middle), el("div", {class: "axis"}, el("span", {}, "an hour ago"), el("span", {}, "now")));
+  return el("figure", {class: "card"}, el("figcaption", {}, el("h3", {}, plot.title)), plot.readout,
+    el("div", {class: "frame"}, plot.svg, plot.top, plot.middle), el("div", {class: "axis"}, el("span", {}, "an hour ago"), el("span", {}, "now")),
+    el("div", {class: "keys"}, ...plot.series.map(([color, name]) => el("span", {class: "key c-" + color}, name))));
 }
 function readOut(plot) {
   const at = plot.at;
@@ -12839,7 +12847,7 @@ function drawPlot(plot, past) {
     });
     put(plot.paths[index], "d", path);
   });
-  say(plot.top, most ? plot.format(top) : ""); say(plot.middle, most ? plot.format(top / 2) : "");
+  say(plot.top, most ? plot.format(top) : ""); say(plot.middle, most && (plot.format !== short.format || top % 2 === 0) ? plot.format(top / 2) : "");
   put(plot.svg, "aria-label", plot.title + " in the last hour: " + plot.all(past));
   readOut(plot);
 }
@@ -12860,7 +12868,7 @@ function drawRecent() {
     item => item.of ? detailRow(item.of) : recordRow(item), () => {});
 }
 function recordRow(record) {
-  const row = cells(9, ["", "", "", "wide", "number wide", "number wide", "number wide", "number wide", "number"]);
+  const row = cells(9, ["", "", "model", "wide", "number wide", "number wide", "number wide", "number wide", "number"]);
   const [time, result, model, account, tokensIn, cached, tokensOut, first, took] = row.children;
   const at = new Date(record.time), [color, text] = resultOf(record);
   const button = el("button", {class: "opener", type: "button", "aria-expanded": "false"}, el("time", {datetime: record.time}, hour(at) + ":" + two(at.getSeconds())));
@@ -12876,7 +12884,7 @@ function recordRow(record) {
   const mapped = record.mapped_model && record.mapped_model !== record.model;
   model.append(record.model || record.route || record.method);
   if (mapped) model.append(" ", el("span", {class: "sub"}, "→ " + record.mapped_model));
-  account.append(who(record.provider, record.account) || "answered here");
+  account.append(who(record.provider, record.account) || (record.error ? "refused here" : "answered here"));
   const number = value => record.provider ? short.format(value) : "–";
   tokensIn.append(number(record.input_tokens + record.cache_write_tokens));
   cached.append(number(record.cache_read_tokens));
@@ -12887,7 +12895,7 @@ function recordRow(record) {
 }
 function detailRow(record) {
   const facts = [["Request id", record.id], ["Client key", record.key], ["Route", record.method + " " + (record.route || "–")], ["Ended", words(ENDED, record.ended)], ["Error", record.error], ["Stop reason", record.stop_reason],
-    ["Answered by", who(record.provider, record.account)], ["Model asked", record.model], ["Model sent", record.mapped_model], ["First byte", record.first_byte_seconds === null ? "" : lasting(record.first_byte_seconds)], ["Took", lasting(record.seconds)],
+    ["Answered by", who(record.provider, record.account)], ["Model asked", record.model], ["Model sent", record.mapped_model === record.model ? "" : record.mapped_model], ["First byte", record.first_byte_seconds === null ? "" : lasting(record.first_byte_seconds)], ["Took", lasting(record.seconds)],
     ["Tokens in", record.provider ? whole.format(record.input_tokens) + ", cache read " + whole.format(record.cache_read_tokens) + ", written " + whole.format(record.cache_write_tokens) : ""],
     ["Tokens out", record.provider ? whole.format(record.output_tokens) : ""], ["Tokens saved, about", record.saved_tokens ? whole.format(record.saved_tokens) : ""],
     ["Bytes", whole.format(record.bytes_in) + " in, " + whole.format(record.bytes_out) + " out"]];

@@ -14,6 +14,9 @@ python_sdk_current="anthropic==2.11.0"
 openai_python_old="openai==1.109.1" # the last one before 2.0
 openai_python_current="openai==3.52.0"
 openai_typescript="openai@6.49.0"
+prometheus_client="prometheus_client==0.26.0"
+dashboard_driver="playwright-core@1.65.1"
+dashboard_checker="axe-core@4.14.1"
 
 dir="${1:-${CLAUDE_GATEWAY_CLIENTS:-${TMPDIR:-/tmp}/claude_gateway_clients}}"
 mkdir -p "$dir"
@@ -53,6 +56,22 @@ install_python() {
   printf '%s\n' "$*" > "$dir/$name/.installed"
 }
 
+# What drives the dashboard's browser, and what looks at it as a screen reader would.
+install_dashboard() {
+  up_to_date dashboard "$dashboard_driver" "$dashboard_checker" && return
+  begin dashboard
+  printf '{"private": true}\n' > "$dir/dashboard/package.json"
+  npm install --prefix "$dir/dashboard" --no-audit --no-fund --no-update-notifier --loglevel=error \
+    "$dashboard_driver" "$dashboard_checker"
+  printf '%s\n' "$dashboard_driver $dashboard_checker" > "$dir/dashboard/.installed"
+}
+
+# Debian's browser; a machine that has one keeps it.
+install_dashboard_browser() {
+  command -v chromium > /dev/null && return
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null
+}
+
 install_npm claude-code "$claude_code"
 install_npm sdk-typescript "$typescript_sdk"
 install_python sdk-python-old "$python_sdk_old" "$python_sdk_old_httpx"
@@ -61,6 +80,9 @@ install_python sdk-python-current "$python_sdk_current"
 install_npm openai-typescript "$openai_typescript"
 install_python openai-python-old "$openai_python_old"
 install_python openai-python-current "$openai_python_current"
+install_python prometheus "$prometheus_client"
+install_dashboard
+install_dashboard_browser
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
 # client has to say its version.
@@ -83,3 +105,7 @@ for name in openai-python-old openai-python-current; do
 done
 cd "$dir/openai-typescript"
 version openai-typescript node -p 'require("openai/version").VERSION'
+version prometheus "$dir/prometheus/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("prometheus_client"))'
+version chromium chromium --version
+cd "$dir/dashboard"
+version axe-core node -p 'require("axe-core").version'
