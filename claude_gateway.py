@@ -6281,7 +6281,8 @@ class Alive:
             self._requests[live.number] = live
 
     def end(self, live: LiveRequest) -> None:
-        """It has ended."""
+        """It has ended.  What it would be asked leads back to it: a circle to be cut."""
+        live.tokens_so_far = None
         with self._lock:
             self._requests.pop(live.number, None)
 
@@ -10773,6 +10774,7 @@ class Engine:
         self.metrics.observe(record, now)
         self._log.record(record)
         self._learn(exchange)
+        exchange.heartbeat = None  # it leads back here: a circle would wait for the collector
 
     # -- answered here
 
@@ -12777,7 +12779,7 @@ function drawAccounts(status) {
     say(error, "Last failure: " + words(CASES, account.last_error));
     sync(limits, Object.entries(account.limits), item => item[0],
       item => el("div", {class: "limit"}, el("span", {}, item[0].replace(/-/g, " ")), el("span"), el("div", {class: "bar", "aria-hidden": "true"}, el("span"))), drawLimit);
-    say(totals, (account.in_flight === null ? "" : count(account.in_flight, "request") + " now · ") + count(account.totals.requests, "answer") + (account.totals.errors ? ", " + whole.format(account.totals.errors) + " failed" : "")
+    say(totals, !account.in_flight && !account.totals.requests ? "not asked yet" : (account.in_flight === null ? "" : count(account.in_flight, "request") + " now · ") + count(account.totals.requests, "answer") + (account.totals.errors ? ", " + whole.format(account.totals.errors) + " failed" : "")
       + " · " + short.format(account.totals.output_tokens) + " tokens out");
   });
   const states = new Map(shown.map(account => [who(account.provider, account.account), state(account)]));

@@ -226,8 +226,10 @@ class AliveTest(unittest.TestCase):
         alive = gw.Alive()
         first, second = self.live(alive), self.live(alive)
         self.assertEqual(alive.requests(), [first, second])
+        first.tokens_so_far = first.as_dict
         alive.end(first)
         alive.end(first)
+        self.assertIsNone(first.tokens_so_far, "else only the collector could free it")
         self.assertEqual(alive.requests(), [second])
 
     def test_looks_at_the_gateway_are_not_shown(self):

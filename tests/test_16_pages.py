@@ -1,5 +1,6 @@
 """Section 16: /metrics, /gateway/status, /gateway/requests and the dashboard, over real sockets."""
 
+import gc
 import json
 import unittest
 
@@ -202,6 +203,21 @@ class StatusTest(PagesTest):
         self.assertEqual((after["totals"], after["models"]), (before["totals"], before["models"]))
         self.assertEqual([account["account"] for account in after["accounts"]], ["other"])
         self.assertIn(b'account_ready{account="anthropic/other"} 1\n', get(gateway, "/metrics").body)
+
+
+class FreedTest(PagesTest):
+
+    def test_an_ended_stream_is_freed_without_the_collector(self):
+        """What shows it while it lives must not close a circle."""
+        gateway = self.start(lambda request: support.stream_response(support.stream_events("Hi")))
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for _ in range(3):
+            post(gateway, body=STREAM_MESSAGE)
+        kinds = (gw.Exchange, gw.LiveRequest, gw.RelayBody)
+        support.eventually(lambda: len(gateway.records()) == 3 and not any(
+            isinstance(thing, kinds) for thing in gc.get_objects()), "the requests to be freed")
 
 
 class RequestsTest(PagesTest):

@@ -71,6 +71,12 @@ class Browser:
     def click(self, selector):
         self.run("await page.locator(values.selector).first().click()", selector=selector)
 
+    def picture(self, name):
+        """A screenshot of the whole page for people, in a folder that git does not look at."""
+        os.makedirs(ARTEFACTS, exist_ok=True)
+        self.run("await page.screenshot({path: values.path, fullPage: true})",
+                 path=os.path.join(ARTEFACTS, "dashboard-%s.png" % name))
+
     def close(self):
         self.process.stdin.close()
         try:
@@ -134,6 +140,7 @@ class SeeingTest(DashboardTest):
         self.assertTrue(browser.run("return page.url()").endswith("/dashboard"))
         self.assertIn("Nothing is under way", browser.text("#live-empty"))
         self.assertIn("ANTHROPIC_BASE_URL=" + gateway.url, browser.text("#recent-empty"))
+        browser.picture("empty")
         self.assertEqual(browser.run(AXE), [])
         self.assert_quiet(browser, gateway)
 
@@ -255,6 +262,7 @@ class KeyTest(DashboardTest):
         enter = "await page.locator('#key').fill(values.key); await page.keyboard.press('Enter')"
         browser.run(enter, key="wrong")
         browser.wait("#ask-wrong", "does not know that key")
+        browser.picture("key")
         browser.run(enter, key=running.CLIENT_KEY)
         browser.wait("#board")
         kept = """return await page.evaluate(key => [Object.values(sessionStorage), localStorage.length, document.cookie,
@@ -288,6 +296,7 @@ class RestartTest(DashboardTest):
             browser.wait("#recent tr:nth-child(1)")
         browser.wait("#connection", "reconnecting")
         self.assertIn("does not answer", browser.text("#problem"))
+        browser.picture("gone")
         self.assertTrue(browser.run("return await page.locator('#recent tr').count()"))
         self.assertEqual(browser.run(AXE), [])
         gateway = self.entered(running.running_gateway(*settings, port=port))
@@ -343,7 +352,6 @@ class LookTest(DashboardTest):
 
     def test_light_dark_and_narrow(self):
         gateway = self.busy()
-        os.makedirs(ARTEFACTS, exist_ok=True)
         for name, options in (("light", {"colorScheme": "light"}), ("dark", {"colorScheme": "dark"}),
                               ("narrow", {"viewport": NARROW}),
                               ("narrow-dark", {"viewport": NARROW, "colorScheme": "dark", "reducedMotion": "reduce"})):
@@ -354,8 +362,7 @@ class LookTest(DashboardTest):
                 browser.run("await page.locator('#recent .opener').last().click()")
                 self.assertEqual(browser.run(AXE), [])
                 self.assertEqual(browser.run("return await page.evaluate(() => document.documentElement.scrollWidth - innerWidth)"), 0)
-                browser.run("await page.screenshot({path: values.path, fullPage: true})",
-                            path=os.path.join(ARTEFACTS, "dashboard-%s.png" % name))
+                browser.picture(name)
                 self.assert_quiet(browser, gateway)
 
 
