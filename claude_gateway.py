@@ -16,7 +16,6 @@ The map.  A section names only what stands above it (tests/test_00_layout.py
 holds the map, the banners and that law); protocol code takes bytes or values
 and returns values; sockets live in 13 and 17; section 20 builds the real clocks,
 openers and servers, and what stands below it is the program around them.
-The number left out is kept for what is to come: 19 the dashboard's page.
 
     1  Limits and constants      every bound with its unit, reason and precedent
     2  Errors                    whose fault, in which phase, and what the client is told
@@ -29,13 +28,14 @@ The number left out is kept for what is to come: 19 the dashboard's page.
     9  Configuration             one table of settings; presets; the frozen Config
     10 Retry policy              outcome in, decision out, as data
     11 Accounts                  states, strategies, conversations, leases, one request's attempts
-    12 Records and log           one record a request, one line a record
+    12 Records, metrics, log     one record a request, one line a record, counters, who is alive
     13 Upstream transport        urllib.request opener with our own pooling handler
     14 Credential renewal        key commands and refresh grants, one at a time an account
     15 OpenAI door               chat completions up; chunks, completions and errors down
     16 Engine                    routes, the walk of one request, attempts, the relay
     17 Downstream server         ThreadingHTTPServer: framing, limits, one write per chunk
     18 Demo upstream             honest streams without a key or a network
+    19 Dashboard page            one constant: HTML, style and script, and the fence around it
     20 Gateway                   the composed whole; which configurations it refuses to serve
     21 Options and files         the command line's words, the file, what people read
     22 Doctor                    everything between a client and an answer, a finding a line
@@ -72,6 +72,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import bisect
 import collections
 import contextlib
 import datetime
@@ -292,6 +293,14 @@ STORE_REPLACE_TRIES = 5
 RENEWAL_CLOSE_SECONDS = 3.0
 
 RECORDS_KEPT = 1000
+REQUESTS_SHOWN_DEFAULT = 100
+# What the metrics may be split into: far more than a configuration names, and far
+# less than a client could make up.  What is beyond is counted as "other".
+MAX_SERIES_COUNT = 1000
+MAX_MODELS_COUNTED = 100
+HISTORY_MINUTES = 60
+# A snapshot shows the oldest; the others are told as a number.
+MAX_LIVE_SHOWN = 100
 LOG_QUEUE_LINES = 10000
 MAX_CLIENT_REQUEST_ID = 128
 # The longest id known has 40; it goes into records, log lines and a header.
@@ -5714,9 +5723,12 @@ class RequestRates:
             return 0.0
 
 
-# ---- 12. Records and log -----------------------------------------------------
+# ---- 12. Records, metrics, log -----------------------------------------------
 
 LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+# Routes (section 16) of those who only look, at the gateway or whether it is there.
+QUIET_ROUTES = frozenset([
+    "dashboard", "healthz", "health", "metrics", "probe", "requests", "status"])
 
 
 def escape_controls(text: str) -> str:
@@ -5967,30 +5979,416 @@ def frames_of(error: BaseException) -> str:
 
 
 class RecordRing:
-    """The newest records; also counts what was answered here, by kind."""
+    """The newest records; also counts what was answered here, by kind.
+
+    A probe or a look at the gateway that went well is counted and not kept: one
+    a second would have pushed out all else in a quarter of an hour.
+    """
 
     def __init__(self, size: int = RECORDS_KEPT) -> None:
         self._lock = threading.Lock()
         self._records: collections.deque[RequestRecord] = collections.deque(maxlen=size)
+        self._seen_count = 0
         self._local_answers: dict[str, tuple[int, int]] = {}
 
     def observe(self, record: RequestRecord) -> None:
         """Keep one record."""
         with self._lock:
-            self._records.append(record)
+            if not is_quiet(record):
+                self._records.append(record)
+                self._seen_count += 1
             if not record.provider and not record.error:
                 count, tokens = self._local_answers.get(record.route, (0, 0))
                 self._local_answers[record.route] = (count + 1, tokens + record.saved_tokens)
 
+    @property
+    def seen_count(self) -> int:
+        """How many records there have been: the number of the newest."""
+        return self._seen_count
+
     def newest(self, limit: int) -> list[RequestRecord]:
         """Up to ``limit`` records, the newest first."""
+        return self.numbered(limit)[1]
+
+    def numbered(self, limit: int) -> tuple[int, list[RequestRecord]]:
+        """The number of the newest, and the newest records; each is one below the one before."""
         with self._lock:
-            return list(self._records)[::-1][:limit]
+            return self._seen_count, list(self._records)[::-1][:limit]
 
     def local_answers(self) -> dict[str, tuple[int, int]]:
         """What was answered without an upstream, by route: (requests, tokens saved)."""
         with self._lock:
             return dict(self._local_answers)
+
+
+# -- metrics
+
+# Upper bounds of the buckets, seconds.  A first token takes 0.3 to 10 s; whole
+# answers go on for minutes, and after ten of them most connections are cut.
+FIRST_BYTE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0)
+REQUEST_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 90.0, 180.0, 300.0, 600.0)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# The statuses that HTTP names, and those that are told of upstreams beside them.
+COUNTED_STATUSES = frozenset([*http.HTTPStatus, 499, *range(520, 528), 529])
+OTHER = "other"
+
+
+class Histogram:
+    """How often values fell below which bound; ``counts`` has one more for those above all."""
+
+    __slots__ = ("bounds", "counts", "total", "maximum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = self.maximum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value; a bound belongs to the bucket below it, as Prometheus has it."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.total += value
+        if value > self.maximum:
+            self.maximum = value
+
+    def quantile(self, share: float) -> Optional[float]:
+        """The value that a share of all is below: about, by its place in its bucket.
+
+        >>> times = Histogram((1.0, 2.0))
+        >>> for value in (0.5, 1.5, 1.6, 1.7): times.observe(value)
+        >>> times.quantile(0.25), round(times.quantile(0.5), 3)
+        (1.0, 1.233)
+        """
+        wanted, below, lower = share * sum(self.counts), 0, 0.0
+        for count, upper in zip(self.counts, (*self.bounds, math.inf)):
+            upper = min(upper, self.maximum)
+            if count and below + count >= wanted:
+                return lower + (upper - lower) * (wanted - below) / count
+            below, lower = below + count, upper
+        return None
+
+
+class Totals:
+    """What some requests made together."""
+
+    __slots__ = ("requests", "errors", "tokens")
+
+    def __init__(self) -> None:
+        self.requests = self.errors = 0
+        self.tokens = Usage()
+
+    def add(self, record: RequestRecord, is_error: bool) -> None:
+        """Count one request."""
+        self.requests += 1
+        self.errors += is_error
+        tokens, usage = self.tokens, record.usage
+        tokens.input += usage.input
+        tokens.output += usage.output
+        tokens.cache_read += usage.cache_read
+        tokens.cache_write += usage.cache_write
+
+    def as_dict(self) -> dict:
+        """For people."""
+        return {"requests": self.requests, "errors": self.errors, **token_counts(self.tokens)}
+
+
+def token_counts(usage: Usage) -> dict[str, int]:
+    """Tokens under the names that records have."""
+    return {"input_tokens": usage.input, "output_tokens": usage.output,
+            "cache_read_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write}
+
+
+class Minute:
+    """One minute of the history; ``number`` counts minutes on the monotonic clock."""
+
+    __slots__ = ("number", "totals", "first_byte")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.totals = Totals()
+        self.first_byte = Histogram(FIRST_BYTE_BUCKETS)
+
+    def as_row(self) -> tuple:
+        """Its values in the order of HISTORY_COLUMNS."""
+        tokens = self.totals.tokens
+        p50, p95 = self.first_byte.quantile(0.5), self.first_byte.quantile(0.95)
+        return (self.totals.requests, self.totals.errors, tokens.input, tokens.output,
+                tokens.cache_read, tokens.cache_write,
+                None if p50 is None else round(p50, 3), None if p95 is None else round(p95, 3))
+
+
+HISTORY_COLUMNS = ("requests", "errors", "input_tokens", "output_tokens", "cache_read_tokens",
+                   "cache_write_tokens", "first_byte_p50", "first_byte_p95")
+
+
+def is_error(record: RequestRecord) -> bool:
+    """Whether a request failed; one whose client left did not."""
+    return record.status >= 400 or record.ended == "upstream_broke"
+
+
+def is_quiet(record: RequestRecord) -> bool:
+    """Whether it was a probe, or a look at the gateway, that went well."""
+    return record.route in QUIET_ROUTES and record.status < 400
+
+
+def bounded_key(table: Mapping[Any, Any], key: Any, other: Any, limit: int) -> Any:
+    """A key that a table has or may still take, else the key of all others."""
+    return key if key in table or len(table) < limit else other
+
+
+class Metrics:
+    """Counts of finished requests: totals for Prometheus, minutes for the plots.
+
+    Observed once a request, under one lock, a dozen additions; only reading it
+    builds anything.  A reload keeps all of it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: dict[tuple[str, str, str, str], int] = {}
+        self._attempts: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._models: dict[str, Totals] = {}
+        self._accounts: dict[tuple[str, str], Totals] = {}
+        self._totals = Totals()
+        self._first_byte = Histogram(FIRST_BYTE_BUCKETS)
+        self._seconds = Histogram(REQUEST_BUCKETS)
+        self._minutes = [Minute(-1)] * HISTORY_MINUTES
+
+    def observe(self, record: RequestRecord, now: float) -> None:
+        """Count one finished request; ``now`` is monotonic."""
+        status = str(record.status) if record.status in COUNTED_STATUSES else (
+            OTHER if record.status else "none")
+        route = record.route or "none"
+        key = (route, record.provider, record.account, status)
+        with self._lock:
+            key = bounded_key(self._requests, key, (route, OTHER, OTHER, status), MAX_SERIES_COUNT)
+            self._requests[key] = self._requests.get(key, 0) + 1
+            if is_quiet(record):
+                return
+            self._ended[record.ended] = self._ended.get(record.ended, 0) + 1
+            for attempt in record.attempts:
+                self._attempts[attempt.case] = self._attempts.get(attempt.case, 0) + 1
+            self._add(record, is_error(record), int(now // 60))
+
+    def _add(self, record: RequestRecord, failed: bool, number: int) -> None:
+        minute = self._minutes[number % HISTORY_MINUTES]
+        if minute.number != number:
+            minute = self._minutes[number % HISTORY_MINUTES] = Minute(number)
+        minute.totals.add(record, failed)
+        self._totals.add(record, failed)
+        if not record.attempts:
+            return
+        self._seconds.observe(record.seconds)
+        if record.first_byte_seconds is not None:
+            self._first_byte.observe(record.first_byte_seconds)
+            minute.first_byte.observe(record.first_byte_seconds)
+        account = bounded_key(self._accounts, (record.provider, record.account), (OTHER, OTHER),
+                              MAX_SERIES_COUNT)
+        self._accounts.setdefault(account, Totals()).add(record, failed)
+        # A name that only ever failed is a client's, not a model's.
+        model = bounded_key(self._models, record.mapped_model or record.model, OTHER,
+                            0 if failed else MAX_MODELS_COUNTED)
+        self._models.setdefault(model or OTHER, Totals()).add(record, failed)
+
+    def totals(self) -> dict:
+        """Everything since the start."""
+        with self._lock:
+            return self._totals.as_dict()
+
+    def of_account(self, provider: str, account: str) -> dict:
+        """What one account answered since the start."""
+        with self._lock:
+            return self._accounts.get((provider, account), Totals()).as_dict()
+
+    def of_models(self) -> dict[str, dict]:
+        """The same by the model that was sent up."""
+        with self._lock:
+            return {model: totals.as_dict() for model, totals in sorted(self._models.items())}
+
+    def history(self, now: float) -> dict[str, list]:
+        """The last hour, a list a column, its minutes oldest first; the last is under way."""
+        last = int(now // 60)
+        nothing = Minute(-1)
+        with self._lock:
+            rows = []
+            for number in range(last - HISTORY_MINUTES + 1, last + 1):
+                minute = self._minutes[number % HISTORY_MINUTES]
+                rows.append((minute if minute.number == number else nothing).as_row())
+        return {name: list(values) for name, values in zip(HISTORY_COLUMNS, zip(*rows))}
+
+    def text(self, gauges: Gauges) -> bytes:
+        """All of it in Prometheus' text format (version 0.0.4)."""
+        with self._lock:
+            tokens = token_counts(self._totals.tokens)
+            families = [
+                metric_family("requests_total", "counter", "Requests that have ended.", [
+                    ("", dict(zip(("route", "provider", "account", "status"), key)), value)
+                    for key, value in sorted(self._requests.items())]),
+                metric_family("requests_ended_total", "counter",
+                              "Requests that have ended, without probes, by how.",
+                              by_label("ended", self._ended)),
+                metric_family("upstream_attempts_total", "counter",
+                              "Calls of upstreams by what came of them.",
+                              by_label("outcome", self._attempts)),
+                metric_family("tokens_total", "counter", "Tokens as upstreams counted them.", [
+                    ("", {"kind": name[:-len("_tokens")]}, value)
+                    for name, value in tokens.items()]),
+                histogram_family("time_to_first_byte_seconds",
+                                 "From a request to the first content of its answer.",
+                                 self._first_byte),
+                histogram_family("request_seconds",
+                                 "From a request to the end of its answer, if it went upstream.",
+                                 self._seconds),
+            ]
+        return "".join([*families, *gauges.families()]).encode("utf-8")
+
+
+class Gauges(NamedTuple):
+    """What the metrics tell of this moment, and what others count."""
+
+    version: str
+    uptime_seconds: float
+    in_flight: int
+    # "provider/account" -> whether it could serve now
+    ready: Mapping[str, bool]
+    # RecordRing.local_answers
+    local_answers: Mapping[str, tuple[int, int]]
+
+    def families(self) -> list[str]:
+        """The families of these."""
+        local = sorted(self.local_answers.items())
+        return [
+            metric_family("in_flight", "gauge", "Requests under way, without probes.",
+                          [("", {}, self.in_flight)]),
+            metric_family("account_ready", "gauge", "Whether an account could serve now.",
+                          by_label("account", {name: int(ready)
+                                               for name, ready in self.ready.items()})),
+            metric_family("local_answers_total", "counter", "Requests answered without an upstream.",
+                          by_label("kind", {kind: count for kind, (count, _) in local})),
+            metric_family("saved_tokens_total", "counter",
+                          "Tokens that local answers kept from being sent, estimated.",
+                          by_label("kind", {kind: tokens for kind, (_, tokens) in local if tokens})),
+            metric_family("uptime_seconds", "gauge", "Since the gateway started.",
+                          [("", {}, round(self.uptime_seconds, 3))]),
+            metric_family("info", "gauge", "The version of the gateway.",
+                          [("", {"version": self.version}, 1)]),
+        ]
+
+
+def by_label(label: str, values: Mapping[str, float]) -> list[tuple[str, dict[str, str], float]]:
+    """The samples of a family with one label."""
+    return [("", {label: name}, value) for name, value in sorted(values.items())]
+
+
+LABEL_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
+
+
+def metric_family(name: str, kind: str, about: str,
+                  samples: Sequence[tuple[str, Mapping[str, str], float]]) -> str:
+    """One family: HELP, TYPE, and a line a sample (suffix of the name, labels, value).
+
+    >>> print(metric_family("up", "gauge", "Is it?", [("", {"who": 'a"b'}, 1)]), end="")
+    # HELP claude_gateway_up Is it?
+    # TYPE claude_gateway_up gauge
+    claude_gateway_up{who="a\\"b"} 1
+    """
+    full = "claude_gateway_" + name
+    lines = ["# HELP %s %s" % (full, about), "# TYPE %s %s" % (full, kind)]
+    for suffix, labels, value in samples:
+        pairs = ",".join('%s="%s"' % (label, text.translate(LABEL_ESCAPES))
+                         for label, text in labels.items())
+        lines.append("%s%s%s %s" % (full, suffix, "{%s}" % pairs if pairs else "", value))
+    return "\n".join(lines) + "\n"
+
+
+def histogram_family(name: str, about: str, histogram: Histogram) -> str:
+    """A histogram as its cumulative buckets, its sum and its count."""
+    samples: list[tuple[str, Mapping[str, str], float]] = []
+    below = 0
+    for bound, count in zip((*histogram.bounds, math.inf), histogram.counts):
+        below += count
+        told = "+Inf" if bound == math.inf else repr(bound)
+        samples.append(("_bucket", {"le": told}, below))
+    samples += [("_sum", {}, round(histogram.total, 6)), ("_count", {}, below)]
+    return metric_family(name, "histogram", about, samples)
+
+
+# -- who is alive
+
+# What an event of a stream is beside its text, which has four characters a token.
+EVENT_FRAME_BYTES = 113
+
+
+def guessed_output_tokens(bytes_count: int, events_count: int) -> int:
+    """About how many tokens a stream has brought: upstreams count them at its end."""
+    return max(0, bytes_count - events_count * EVENT_FRAME_BYTES) // 4
+
+
+class LiveRequest:
+    """A request under way.  Its thread alone writes, by plain assignments; others look.
+
+    ``stage`` is reading (its body), waiting (for an upstream's answer), queued
+    (until an account is ready), held (its first content is awaited) or streaming.
+    """
+
+    __slots__ = ("number", "record", "began", "stage", "provider", "account", "tokens_so_far")
+
+    def __init__(self, record: RequestRecord, began: float) -> None:
+        # Given by Alive; ids are the clients', and two may be the same.
+        self.number = 0
+        self.record = record
+        self.began = began
+        self.stage = "reading"
+        # Who is being asked.
+        self.provider = self.account = ""
+        self.tokens_so_far: Optional[Callable[[], dict[str, int]]] = None
+
+    def as_dict(self, now: float) -> dict:
+        """For people."""
+        record, told = self.record, self.tokens_so_far
+        return {
+            "number": self.number,
+            "id": record.id,
+            "age_seconds": round(max(0.0, now - self.began), 3),
+            "state": self.stage,
+            "key": record.key,
+            "route": record.route,
+            "model": record.model,
+            "provider": self.provider,
+            "account": self.account,
+            # The one under way is noted once it has come to something.
+            "attempt": len(record.attempts) + (self.stage in ("waiting", "held")),
+            "bytes_out": record.bytes_out,
+            **(told() if told is not None else {}),
+        }
+
+
+class Alive:
+    """The requests under way, oldest first; one lock, held for a single step."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun_count = 0
+        self._requests: dict[int, LiveRequest] = {}
+
+    def begin(self, live: LiveRequest) -> None:
+        """It has come."""
+        with self._lock:
+            self._begun_count += 1
+            live.number = self._begun_count
+            self._requests[live.number] = live
+
+    def end(self, live: LiveRequest) -> None:
+        """It has ended.  What it would be asked leads back to it: a circle to be cut."""
+        live.tokens_so_far = None
+        with self._lock:
+            self._requests.pop(live.number, None)
+
+    def requests(self) -> list[LiveRequest]:
+        """Those that are no probes and no looks at the gateway."""
+        with self._lock:
+            requests = list(self._requests.values())
+        return [live for live in requests if live.record.route not in QUIET_ROUTES]
 
 
 # ---- 13. Upstream transport --------------------------------------------------
@@ -9866,6 +10264,10 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     "/v1/models/claude": {"GET": Route("models", "answer_models", open=True)},
     "/v1/providers": {"GET": Route("providers", "answer_providers", open=True)},
     "/v1/chat/completions": {"POST": Route("chat_completions", "forward_chat")},
+    "/metrics": {"GET": Route("metrics", "answer_metrics")},
+    "/gateway/status": {"GET": Route("status", "answer_status")},
+    "/gateway/requests": {"GET": Route("requests", "answer_requests")},
+    "/dashboard": {"GET": Route("dashboard", "answer_dashboard", open=True, page=True)},
 }
 # Those that are answered with a message, whose accounts they speak for.
 MESSAGE_ROUTES = frozenset(["messages", "chat_completions"])
@@ -9917,7 +10319,19 @@ def find_routes(path: str) -> Optional[Mapping[str, Route]]:
 
 # Nobody on the way is to buffer a stream.
 STREAM_HEADERS = (("Cache-Control", "no-cache, no-transform"), ("X-Accel-Buffering", "no"))
+# What is told of this moment, or of one key's requests.
+NEVER_STORED = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
+
+
+class Page(NamedTuple):
+    """What a browser is shown: HTML, and the headers that fence it in."""
+
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+NO_PAGE = Page(b"<!DOCTYPE html><title>claude_gateway</title><p>This gateway has no page.\n")
 
 
 class Door:
@@ -10110,6 +10524,8 @@ class Exchange:
         self.id = request_id
         self.record = record
         self.began = began
+        # What others see of it while it is under way.
+        self.live = LiveRequest(record, began)
         # What was in force when it came: a reload does not disturb it.
         self.served = served
         self.heartbeat: Optional[Heartbeat] = None
@@ -10313,10 +10729,15 @@ class Engine:
         new_id: Callable[[], str],
         chance: Callable[[], float],
         renewal: Renewal,
+        page: Page = NO_PAGE,
     ) -> None:
         self.accounts = AccountPool(monotonic, chance)
         self._renewal = renewal
+        self._page = page
+        self._started = monotonic(), wall_clock()
         self.records = RecordRing()
+        self.metrics = Metrics()
+        self.alive = Alive()
         self.draining = False
         self._transport = transport
         self._log = log
@@ -10369,6 +10790,7 @@ class Engine:
         request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
+        self.alive.begin(exchange.live)
         if find_routes(exchange.path) is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
@@ -10465,17 +10887,24 @@ class Engine:
         return self._finished(exchange, json_response(error.status, body, headers, error.close))
 
     def _observe(self, exchange: Exchange, ended: str) -> None:
-        record = exchange.record
+        record, now = exchange.record, self._monotonic()
         record.ended = ended or record.ended
-        record.seconds = self._monotonic() - exchange.began
+        record.seconds = now - exchange.began
+        self.alive.end(exchange.live)
         self.records.observe(record)
+        self.metrics.observe(record, now)
         self._log.record(record)
         self._learn(exchange)
+        exchange.heartbeat = None  # it leads back here: a circle would wait for the collector
 
     # -- answered here
 
     def answer_probe(self, exchange: Exchange) -> HttpResponse:
-        """Start-up probes of clients want nothing but a 200."""
+        """Start-up probes of clients want nothing but a 200; who browses, the dashboard."""
+        if exchange.path == "/" and any(token.split(";")[0].strip().lower() == "text/html" for token
+                                        in exchange.request.headers.tokens("accept")):
+            return HttpResponse(303, [("Location", exchange.prefix + "/dashboard"),
+                                      ("Vary", "Accept"), ("Cache-Control", "no-store")])
         return json_response(200, {"status": "ok", "service": "claude_gateway"})
 
     def answer_healthz(self, exchange: Exchange) -> HttpResponse:
@@ -10517,6 +10946,78 @@ class Engine:
         if exchange.served.config.telemetry == "forward":
             return self.forward_as_it_is(exchange)
         return json_response(200, {})
+
+    # -- seeing what it does (contract section 12)
+
+    def answer_dashboard(self, exchange: Exchange) -> HttpResponse:
+        """The page; what it shows it asks for with a key of its own."""
+        return HttpResponse(200, [("Content-Type", "text/html; charset=utf-8"), *NEVER_STORED,
+                                  *self._page.headers], self._page.body)
+
+    def answer_metrics(self, exchange: Exchange) -> HttpResponse:
+        """For Prometheus."""
+        config = exchange.served.config
+        ready = {candidate.name: self.accounts.snapshot(candidate)["state"] == "ready"
+                 for provider in config.providers for candidate in configured(provider)
+                 if provider.enabled and candidate.account and candidate.account.enabled}
+        gauges = Gauges(__version__, self._monotonic() - self._started[0],
+                        len(self.alive.requests()), ready, self.records.local_answers())
+        return HttpResponse(200, [("Content-Type", METRICS_TYPE), *NEVER_STORED],
+                            self.metrics.text(gauges))
+
+    def answer_status(self, exchange: Exchange) -> HttpResponse:
+        """How the gateway is, for the page, ``status`` and people's scripts."""
+        now, wall_now = self._monotonic(), self._wall_clock()
+        config, live = exchange.served.config, self.alive.requests()
+        return json_response(200, {
+            "version": __version__,
+            "time": utc_text(wall_now),
+            "started": utc_text(self._started[1]),
+            "uptime_seconds": round(now - self._started[0], 3),
+            "draining": self.draining,
+            "auth": config.auth_mode,
+            "in_flight": len(live),
+            "records": self.records.seen_count,
+            "totals": self.metrics.totals(),
+            "providers": [self._provider_status(provider) for provider in config.providers],
+            "accounts": [self._account_status(candidate, wall_now)
+                         for provider in config.providers for candidate in configured(provider)],
+            "models": self.metrics.of_models(),
+            "local_answers": {kind: {"requests": count, "saved_tokens": tokens} for kind, (
+                count, tokens) in sorted(self.records.local_answers().items())},
+            "live": [request.as_dict(now) for request in live[:MAX_LIVE_SHOWN]],
+            "history": self.metrics.history(now),
+        }, NEVER_STORED)
+
+    def _provider_status(self, provider: Provider) -> dict:
+        """A provider; what its clients did with credentials of their own has no account."""
+        return {"name": provider.name, "enabled": provider.enabled,
+                "accounts": len(provider.accounts), "active": self.accounts.could_serve(provider),
+                "own_credentials": self.metrics.of_account(provider.name, "")}
+
+    def _account_status(self, candidate: Candidate, wall_now: float) -> dict:
+        """An account: its state, what it answered, and when its cooldown ends."""
+        assert candidate.account is not None
+        state = self.accounts.snapshot(candidate)
+        rests = state["ready_in_seconds"]
+        return dict(
+            state,
+            provider=candidate.provider.name,
+            account=candidate.account.name,
+            enabled=candidate.provider.enabled and candidate.account.enabled,
+            cooldown_ends=utc_text(wall_now + rests) if rests else None,
+            totals=self.metrics.of_account(*candidate.key))
+
+    def answer_requests(self, exchange: Exchange) -> HttpResponse:
+        """The newest records, the newest first; ``limit`` from 1 to RECORDS_KEPT."""
+        asked = dict(urllib.parse.parse_qsl(exchange.request.query, keep_blank_values=True))
+        text = asked.get("limit", str(REQUESTS_SHOWN_DEFAULT))
+        if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= RECORDS_KEPT:
+            raise RequestError(400, "limit: must be a number from 1 to %d" % RECORDS_KEPT)
+        count, records = self.records.numbered(int(text))
+        return json_response(200, {"started": utc_text(self._started[1]), "records": count,
+                                   "requests": [record.as_dict() for record in records]},
+                             NEVER_STORED)
 
     # -- forwarded
 
@@ -10700,6 +11201,7 @@ class Engine:
             if step is None:
                 return self._all_failed(exchange, failures)
             if not isinstance(step, Lease):
+                exchange.live.stage = "queued"
                 self._transport.pause(step, exchange.watch)
                 continue
             result = self._attempt(exchange, step)
@@ -10782,7 +11284,9 @@ class Engine:
     def _call(self, exchange: Exchange, lease: Lease) -> Result:
         """One upstream call, its attempt in the record, and what follows from it."""
         began = self._monotonic()
-        plan = exchange.plan
+        plan, live = exchange.plan, exchange.live
+        live.provider, live.account = lease.candidate.key
+        live.stage, live.tokens_so_far = "waiting", None
         outcome, response, error = Outcome("client_left"), None, None
         upstream: Optional[UpstreamResponse] = None
         try:
@@ -11010,10 +11514,13 @@ class Engine:
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
         body = exchange.door.relay(exchange, upstream, lease, is_messages)
+        exchange.live.tokens_so_far = body.tokens_so_far
         if is_messages and exchange.served.config.stream.hold_seconds > 0:
+            exchange.live.stage = "held"
             error = body.hold()
             if error is not None:
                 return error
+        exchange.live.stage = "streaming"
         if exchange.heartbeat is not None:
             exchange.heartbeat.stop()
         headers = shown_headers(lease, upstream)
@@ -11141,8 +11648,20 @@ class RelayBody:
         self._mask = KeyMask(maskable_key(lease))
         self._tracker = StreamTracker() if is_messages else None
         self._held = b""
+        self._read_bytes = 0
         self._ended = False
         self._error: Optional[UpstreamError] = None
+
+    def tokens_so_far(self) -> dict[str, int]:
+        """For who watches from another thread: the output is a guess until the stream ends."""
+        tracker = self._tracker
+        if tracker is None:
+            return {}
+        told = token_counts(tracker.usage)
+        if not tracker.stop_reason:
+            told["output_tokens"] = max(told["output_tokens"], guessed_output_tokens(
+                self._read_bytes, tracker.events_count))
+        return told
 
     def hold(self) -> Optional[dict]:
         """Read up to the first content, under bounds; gives an error event that comes before.
@@ -11172,6 +11691,7 @@ class RelayBody:
     def _read(self) -> bytes:
         """The next bytes to go down; sets ``_ended`` at the end of the body."""
         data = self._upstream.read(self._patience())
+        self._read_bytes += len(data)
         self._ended = not data
         return self._mask.feed(data) if data else self._mask.close()
 
@@ -12233,6 +12753,610 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
                             demo_tokens(answer))
 
 
+# ---- 19. Dashboard page ------------------------------------------------------
+
+# One static constant, no formatting of any kind.  Its script fetches
+# gateway/status once a second while somebody looks, and gateway/requests when
+# that tells of new ones; what it gets it sets as text.
+DASHBOARD = r"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>claude_gateway</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%23a8481f'/%3E%3Cpath d='M3 8h3l4-4h3M6 8l4 4h3' fill='none' stroke='white' stroke-width='1.6'/%3E%3C/svg%3E">
+<style>
+:root {
+  --paper: #f7f5f1; --card: #ffffff; --ink: #1f1d1a; --soft: #5e584f; --line: #e2dcd1; --track: #ece7dd;
+  --accent: #a8481f; --blue: #2f6294; --pale: #a9c3dc; --green: #20693f; --amber: #8a5300; --red: #b3261e;
+  --green-wash: #e2f1e7; --amber-wash: #fbeed3; --red-wash: #fbe5e2; --blue-wash: #e3edf6;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #171614; --card: #211f1c; --ink: #ece7df; --soft: #aca497; --line: #38342e; --track: #35312b;
+    --accent: #ef9468; --blue: #85b6e4; --pale: #3f6587; --green: #83cfa0; --amber: #eab960; --red: #ff9d92;
+    --green-wash: #1d3326; --amber-wash: #3a2d13; --red-wash: #42201c; --blue-wash: #1c2f40;
+  }
+}
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, "Segoe UI", "Noto Sans", sans-serif;
+  font-variant-numeric: tabular-nums; }
+header, main, footer { max-width: 75rem; margin: 0 auto; padding: 0 1.25rem; }
+header { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .9rem; padding-top: 1.1rem; padding-bottom: .9rem; }
+header p { margin: 0; color: var(--soft); }
+h1 { margin: 0; font-size: 1.3rem; letter-spacing: -.01em; }
+h1 span { color: var(--soft); font-weight: 400; font-size: .9rem; }
+h2 { margin: 0; font-size: 1.02rem; }
+h3 { margin: 0; font-size: .95rem; overflow-wrap: anywhere; }
+section { margin: 0 0 1.6rem; }
+.head { display: flex; flex-wrap: wrap; align-items: baseline; gap: .2rem .8rem; margin: 0 0 .55rem; }
+.head p, .head label { margin: 0; color: var(--soft); font-size: .88rem; }
+.head label { margin-left: auto; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+.clip { overflow: hidden; } abbr { text-decoration: none; }
+.empty { margin: 0; padding: 1rem; color: var(--soft); border-style: dashed; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .3rem; background: var(--card); padding: .3rem .6rem; z-index: 1; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: .25rem; }
+button, input { font: inherit; color: inherit; }
+button { cursor: pointer; background: var(--card); border: 1px solid var(--soft); border-radius: .4rem; padding: .2rem .7rem; }
+button.primary { background: var(--accent); border-color: var(--accent); color: var(--card); font-weight: 600; }
+a { color: var(--accent); }
+
+.pill { display: inline-block; padding: .05rem .6rem; border-radius: 1rem; font-size: .82rem; font-weight: 600; white-space: nowrap; }
+header .pill { color: var(--amber); }
+.pill { color: var(--amber); background: var(--amber-wash); }
+.pill.good, header .pill.good { color: var(--green); background: var(--green-wash); }
+.pill.bad, header .pill.bad { color: var(--red); background: var(--red-wash); }
+.pill.busy { color: var(--blue); background: var(--blue-wash); }
+.pill.off { color: var(--soft); background: var(--track); }
+.pill.good::before, .pill.busy::before { content: ""; display: inline-block; width: .45rem; height: .45rem; margin-right: .4rem;
+  border-radius: 50%; background: currentColor; vertical-align: .08rem; }
+.pill.busy::before { animation: breathe 1.6s ease-in-out infinite; }
+@keyframes breathe { 50% { opacity: .25; } }
+@media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
+
+#problem { margin: 0 0 1.2rem; padding: .7rem 1rem; border-radius: .6rem; color: var(--red); background: var(--red-wash); }
+#ask form { max-width: 30rem; margin: 3rem auto; padding: 1.4rem; display: grid; gap: .7rem; }
+#ask p { margin: 0; color: var(--soft); } #ask .wrong { color: var(--red); font-weight: 600; }
+#ask input { padding: .45rem .6rem; border: 1px solid var(--soft); border-radius: .4rem; background: var(--paper); width: 100%; }
+
+#tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.4rem, 1fr)); gap: 1px; margin: 0 0 1.6rem;
+  background: var(--line); overflow: hidden; }
+#tiles div { background: var(--card); padding: .7rem 1rem; display: flex; flex-direction: column; }
+#tiles dt { color: var(--soft); font-size: .82rem; }
+#tiles dd { margin: 0; font-size: 1.55rem; line-height: 1.25; font-weight: 600; letter-spacing: -.015em; }
+#tiles dd.note { font-size: .8rem; font-weight: 400; letter-spacing: 0; color: var(--soft); }
+
+table { border-collapse: collapse; width: 100%; } .model { min-width: 6.2rem; }
+caption { text-align: left; }
+th, td { text-align: left; padding: .42rem .8rem; vertical-align: top; }
+th { color: var(--soft); font-size: .8rem; font-weight: 600; border-bottom: 1px solid var(--line); }
+tbody th { color: inherit; font-size: inherit; font-weight: 400; border: 0; overflow-wrap: anywhere; }
+tbody tr + tr > td, tbody tr + tr > th { border-top: 1px solid var(--line); }
+.number { text-align: right; white-space: nowrap; }
+td { overflow-wrap: anywhere; }
+td .sub { color: var(--soft); font-size: .86rem; }
+td time { white-space: nowrap; }
+
+#accounts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: .8rem; list-style: none; margin: 0; padding: 0; }
+#accounts li { padding: .8rem 1rem; display: flex; flex-direction: column; gap: .45rem; }
+#accounts .top { display: flex; justify-content: space-between; gap: .6rem; align-items: start; }
+#accounts .clock { font-size: 1.7rem; font-weight: 600; line-height: 1.1; color: var(--amber); }
+#accounts .clock span { font-size: .85rem; font-weight: 400; color: var(--soft); }
+#accounts p { margin: 0; color: var(--soft); font-size: .88rem; }
+.limit { display: grid; grid-template-columns: 1fr auto; font-size: .84rem; gap: .1rem .6rem; }
+.limit + .limit { margin-top: .4rem; }
+.bar { grid-column: 1 / -1; height: .3rem; border-radius: 1rem; background: var(--track); overflow: hidden; }
+.bar span { display: block; height: 100%; background: var(--blue); }
+.bar.low span { background: var(--red); }
+
+#plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .8rem; }
+figure { margin: 0; padding: .8rem 1rem .6rem; min-width: 0; }
+.keys { display: flex; flex-wrap: wrap; gap: 0 .9rem; margin-top: .5rem; }
+figure .readout { margin: .1rem 0 .5rem; font-size: .88rem; color: var(--soft); min-height: 1.3rem; }
+.key { font-size: .8rem; color: var(--soft); white-space: nowrap; }
+.key::before { content: ""; display: inline-block; width: .65rem; height: .65rem; border-radius: .15rem; margin-right: .35rem; background: var(--swatch); }
+.c-blue { fill: var(--blue); --swatch: var(--blue); } .c-pale { fill: var(--pale); --swatch: var(--pale); }
+.c-red { fill: var(--red); --swatch: var(--red); } .c-accent { fill: var(--accent); --swatch: var(--accent); }
+.frame { position: relative; padding-right: 3.4rem; }
+.frame svg { display: block; width: 100%; height: 7.2rem; }
+.frame .grid { stroke: var(--line); stroke-width: 1; vector-effect: non-scaling-stroke; }
+.frame .top, .frame .middle { position: absolute; right: 0; width: 3.1rem; font-size: .76rem; color: var(--soft); line-height: 1; }
+.frame .top { top: 0; } .frame .middle { top: calc(50% - .4em); }
+.axis { display: flex; justify-content: space-between; padding-right: 3.4rem; font-size: .76rem; color: var(--soft); }
+
+.opener { border: 0; background: none; padding: 0 .3rem 0 0; text-align: left; }
+.opener::before { content: "\25B8"; display: inline-block; width: 1rem; color: var(--accent); }
+.opener[aria-expanded=true]::before { content: "\25BE"; }
+tr.detail > td { background: var(--paper); padding: .8rem 1rem 1rem; border-top: 0 !important; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .5rem 1.2rem; margin: 0 0 .8rem; }
+.facts dt { color: var(--soft); font-size: .78rem; } .facts dd { margin: 0; overflow-wrap: anywhere; }
+.attempts { list-style: none; margin: .3rem 0 .8rem; padding: 0; }
+.attempts li { display: grid; grid-template-columns: minmax(10rem, 1fr) minmax(9rem, 1fr) minmax(6rem, 1.4fr); gap: 0 1rem; align-items: center; padding: .2rem 0; }
+.attempts .pause { color: var(--soft); font-size: .86rem; font-style: italic; }
+.attempts svg { width: 100%; height: .6rem; } .attempts .rail { fill: var(--track); }
+.edits { margin: .3rem 0 0; padding-left: 1.1rem; }
+footer { color: var(--soft); font-size: .85rem; padding-bottom: 2rem; }
+@media (max-width: 46rem) {
+  header, main, footer { padding-left: .75rem; padding-right: .75rem; }
+  .wide { display: none; } th, td { padding: .42rem .5rem; } .opener { white-space: nowrap; }
+  td .pill + .sub { display: block; } td .pill + .sub:empty { display: none; }
+  .attempts li { grid-template-columns: 1fr; padding: .35rem 0; } .attempts svg { grid-column: 1 / -1; }
+  #tiles { grid-template-columns: 1fr 1fr; }
+  .head label { margin-left: 0; }
+}
+</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+  <h1>claude_gateway <span id="version"></span></h1>
+  <p id="connection" class="pill">connecting</p>
+  <p id="about"></p>
+  <button id="forget" type="button" hidden>Forget the key</button>
+</header>
+<p id="said" class="unseen" role="status"></p>
+<main id="main">
+  <p id="problem" hidden></p>
+  <noscript><p class="card empty">This page draws itself with a script of its own. Without one, see <a href="gateway/status">gateway/status</a> and <a href="metrics">metrics</a>.</p></noscript>
+  <section id="ask" aria-labelledby="ask-title" hidden>
+    <form class="card">
+      <h2 id="ask-title">This gateway wants a key</h2>
+      <p id="ask-hint">One of <code>auth.api_keys</code>. It stays in this tab and is forgotten when the tab closes.</p>
+      <label for="key">Gateway key</label>
+      <input id="key" type="password" autocomplete="off" spellcheck="false" required aria-describedby="ask-hint ask-wrong">
+      <p id="ask-wrong" class="wrong" role="alert"></p>
+      <button class="primary">Open the dashboard</button>
+    </form>
+  </section>
+  <div id="board" hidden>
+    <dl id="tiles" class="card" aria-label="At a glance"></dl>
+    <section aria-labelledby="live-title">
+      <div class="head"><h2 id="live-title">Under way</h2><p id="live-note"></p></div>
+      <p id="live-empty" class="card empty">Nothing is under way. A request shows up here within a second.</p>
+      <div id="live-table" class="card clip" hidden><table>
+        <caption class="unseen">Requests under way, the oldest first</caption>
+        <thead><tr><th scope="col" class="number">Age</th><th scope="col">State</th><th scope="col">Model</th><th scope="col" class="wide">Account</th><th scope="col" class="wide">Client</th><th scope="col" class="number wide">In</th><th scope="col" class="number">Out <abbr title="about, by its size">≈</abbr></th></tr></thead>
+        <tbody id="live"></tbody>
+      </table></div>
+    </section>
+    <section aria-labelledby="accounts-title">
+      <div class="head"><h2 id="accounts-title">Accounts</h2><p id="accounts-note"></p></div>
+      <ul id="accounts"></ul>
+    </section>
+    <section aria-labelledby="plots-title">
+      <div class="head"><h2 id="plots-title">The last hour</h2><p>a bar a minute</p></div>
+      <div id="plots"></div>
+    </section>
+    <section aria-labelledby="recent-title">
+      <div class="head"><h2 id="recent-title">Recent requests</h2><p>open a row to see attempts, delays and edits</p>
+        <label><input id="only" type="checkbox"> only what failed, moved or was edited</label></div>
+      <p id="recent-empty" class="card empty">No request yet. Point a client at this gateway: <code id="line"></code></p>
+      <div id="recent-table" class="card clip" hidden><table>
+        <caption class="unseen">Recent requests, the newest first</caption>
+        <thead><tr><th scope="col">Time</th><th scope="col">Result</th><th scope="col">Model</th><th scope="col" class="wide">Account</th><th scope="col" class="number wide">In</th><th scope="col" class="number wide">From cache</th><th scope="col" class="number wide">Out</th><th scope="col" class="number wide">First byte</th><th scope="col" class="number">Took</th></tr></thead>
+        <tbody id="recent"></tbody>
+      </table></div>
+    </section>
+    <section aria-labelledby="models-title" id="models-section">
+      <div class="head"><h2 id="models-title">Models</h2><p>since the start, by the id sent upstream</p></div>
+      <div class="card clip"><table>
+        <caption class="unseen">Totals per model since the start</caption>
+        <thead><tr><th scope="col">Model</th><th scope="col" class="number">Requests</th><th scope="col" class="number">Failed</th><th scope="col" class="number wide">In</th><th scope="col" class="number wide">From cache</th><th scope="col" class="number wide">To cache</th><th scope="col" class="number">Out</th></tr></thead>
+        <tbody id="models"></tbody>
+      </table></div>
+    </section>
+  </div>
+</main>
+<footer id="foot" hidden><p>Also: <a id="to-metrics" href="metrics">metrics</a> for Prometheus. Answered here without an upstream: <span id="local">nothing</span>.</p></footer>
+<script>
+"use strict";
+(() => {
+// Everything that comes from the gateway is set as text, never as markup.
+const $ = id => document.getElementById(id);
+const base = location.pathname.replace(/\/?dashboard\/?$/, "");
+const SVG = "http://www.w3.org/2000/svg";
+const POLL_MS = 1000, ROWS = 100;
+
+function el(tag, attributes, ...children) {
+  const node = tag === "svg" || tag === "path" || tag === "rect" ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+// Only what has changed is touched: nothing flickers, and selections stay.
+function say(node, text) { if (node.textContent !== String(text)) node.textContent = text; }
+function put(node, name, value) { if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value); }
+function show(node, shown) { if (node.hidden === shown) node.hidden = !shown; }
+function sync(parent, items, key, make, update) {
+  const rows = parent.rowsByKey || (parent.rowsByKey = new Map());
+  const wanted = new Set(items.map(key));
+  for (const [name, row] of rows) if (!wanted.has(name)) { row.remove(); rows.delete(name); }
+  let next = parent.firstElementChild;
+  for (const item of items) {
+    let row = rows.get(key(item));
+    if (!row) rows.set(key(item), row = make(item));
+    if (row !== next) parent.insertBefore(row, next); else next = row.nextElementSibling;
+    update(row, item);
+  }
+}
+function cells(count, classes) {
+  return el("tr", {}, ...Array.from({length: count}, (_, at) => el("td", {class: classes[at] || ""})));
+}
+
+// -- words
+const whole = new Intl.NumberFormat("en"), short = new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 1});
+const count = (number, one, many) => whole.format(number) + " " + (number === 1 ? one : many || one + "s");
+const sum = list => list.reduce((total, value) => total + (value || 0), 0);
+const two = number => String(number).padStart(2, "0");
+function lasting(seconds) {
+  if (seconds < 0.9995) return Math.round(seconds * 1000) + " ms";
+  if (seconds < 59.95) return seconds.toFixed(1) + " s";
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return minutes + " min " + two(Math.floor(seconds % 60)) + " s";
+  return minutes < 2880 ? Math.floor(minutes / 60) + " h " + two(minutes % 60) + " min" : Math.floor(minutes / 1440) + " days";
+}
+function clock(seconds) {
+  const left = Math.ceil(seconds);
+  return (left >= 3600 ? Math.floor(left / 3600) + ":" + two(Math.floor(left / 60) % 60) : Math.floor(left / 60)) + ":" + two(left % 60);
+}
+const hour = date => two(date.getHours()) + ":" + two(date.getMinutes());
+const who = (provider, account) => provider ? provider + (account ? "/" + account : " (client's own key)") : "";
+const CASES = {answered: "answered", unreached: "could not be reached", closed: "closed without an answer", silent: "no answer in time",
+  credit: "credit used up", rate_limited: "over its limit", failing: "overloaded or failing", refused: "credential refused",
+  credential: "key could not be renewed", unknown_model: "does not know the model", signature: "thinking signature refused",
+  shutdown: "the gateway stopped", client_left: "client left"};
+const EDITS = {model: "the model id was mapped", thinking_suffix: "-thinking in the id switched thinking on", background_model: "recognised as a background task, sent to background_model",
+  collect: "asked for as a stream and collected", cache_control: "cache marks that would be refused were removed", merge_roles: "neighbours of one role were merged",
+  empty_text: "blank text was removed", tool_pairs: "tool calls and results were paired", system_messages: "system messages became user turns",
+  thinking: "thinking blocks were left out", thinking_signature: "asked once more without thinking blocks", unknown_fields: "fields that this upstream refuses were left out"};
+const ENDED = {complete: "complete", upstream_broke: "upstream broke off", client_left: "client left", refused: "refused here"};
+const STAGES = {reading: "reading", waiting: "waiting", queued: "queued", held: "held", streaming: "streaming"};
+const STAGE_TITLES = {reading: "its body is coming in", waiting: "for the upstream's answer", queued: "until an account is ready", held: "until its first content", streaming: ""};
+const words = (table, name) => Object.prototype.hasOwnProperty.call(table, name) ? table[name] : name;
+
+// -- at a glance
+function tile(name, value, note) { return {name, value, note}; }
+function drawTiles(status) {
+  const past = status.history, input = sum(past.input_tokens), cached = sum(past.cache_read_tokens), written = sum(past.cache_write_tokens);
+  const prompt = input + cached + written, median = past.first_byte_p50.filter(value => value !== null).pop();
+  const ready = status.accounts.filter(account => account.enabled && account.state === "ready").length;
+  const failed = sum(past.errors), requests = sum(past.requests);
+  const tiles = [
+    tile("Under way", whole.format(status.in_flight), status.draining ? "draining" : "now"),
+    tile("Accounts ready", status.accounts.length ? ready + " of " + status.accounts.length : "–", status.accounts.length ? "now" : "clients bring their own keys"),
+    tile("Requests", whole.format(requests), "last hour, " + (failed ? whole.format(failed) + " failed" : "none failed")),
+    tile("First byte", median === undefined ? "–" : lasting(median), "median, latest minute"),
+    tile("Tokens out", short.format(sum(past.output_tokens)), "last hour"),
+    tile("Tokens in", short.format(prompt), prompt ? Math.round(100 * cached / prompt) + " % from cache" : "last hour")];
+  sync($("tiles"), tiles, item => item.name,
+    item => el("div", {}, el("dt", {}, item.name), el("dd"), el("dd", {class: "note"})),
+    (node, item) => { say(node.children[1], item.value); say(node.children[2], item.note); });
+}
+
+// -- under way
+function drawLive(status) {
+  show($("live-empty"), !status.live.length);
+  show($("live-table"), status.live.length > 0);
+  const more = status.in_flight - status.live.length;
+  say($("live-note"), more > 0 ? "and " + whole.format(more) + " more" : "");
+  sync($("live"), status.live, item => item.number, () => {
+    const row = cells(7, ["number", "", "model", "wide", "wide", "number wide", "number"]);
+    row.children[1].append(el("span", {class: "pill"}), " ", el("span", {class: "sub"}));
+    return row;
+  }, (row, item) => {
+    const [age, state, model, account, client, tokensIn, tokensOut] = row.children;
+    say(age, lasting(item.age_seconds));
+    put(state.firstChild, "class", "pill " + (item.state === "streaming" ? "good" : item.state === "queued" ? "" : "busy"));
+    put(state.firstChild, "title", words(STAGE_TITLES, item.state));
+    say(state.firstChild, words(STAGES, item.state));
+    say(state.lastChild, item.attempt > 1 ? "attempt " + item.attempt : "");
+    say(model, item.model || item.route || "–");
+    say(account, who(item.provider, item.account) || "–");
+    say(client, item.key || "–");
+    say(tokensIn, item.input_tokens === undefined ? "–" : short.format(item.input_tokens + item.cache_read_tokens + item.cache_write_tokens));
+    say(tokensOut, item.output_tokens === undefined ? "–" : whole.format(item.output_tokens));
+  });
+}
+
+// -- accounts
+const STATES = {ready: "ready", cooling: "cooling", out: "out", off: "switched off"};
+let statesBefore = null;
+function drawAccounts(status) {
+  const state = account => account.enabled ? account.state : "off";
+  const own = status.providers.filter(provider => provider.enabled && !provider.accounts);
+  const shown = status.accounts.concat(own.map(provider => ({provider: provider.name, account: "", enabled: true, state: provider.active ? "ready" : "out",
+    ready_in_seconds: 0, in_flight: null, last_error: "", limits: {}, totals: provider.own_credentials})));
+  say($("accounts-note"), shown.length ? "" : "none is configured");
+  sync($("accounts"), shown, account => account.provider + "\n" + account.account, account => {
+    const card = el("li", {class: "card"}, el("div", {class: "top"}, el("h3", {}, who(account.provider, account.account)), el("span", {class: "pill"})),
+      el("div", {class: "clock"}, el("b"), " ", el("span", {}, "left of its rest")), el("p"), el("div"), el("p"));
+    return card;
+  }, (card, account) => {
+    const [top, rest, error, limits, totals] = card.children, is = state(account);
+    put(top.children[1], "class", "pill " + ({ready: "good", out: "bad", off: "off"}[is] || ""));
+    say(top.children[1], STATES[is]);
+    show(rest, account.ready_in_seconds > 0 && account.enabled);
+    say(rest.firstChild, clock(account.ready_in_seconds));
+    show(error, Boolean(account.last_error));
+    say(error, "Last failure: " + words(CASES, account.last_error));
+    sync(limits, Object.entries(account.limits), item => item[0],
+      item => el("div", {class: "limit"}, el("span", {}, item[0].replace(/-/g, " ")), el("span"), el("div", {class: "bar", "aria-hidden": "true"}, el("span"))), drawLimit);
+    say(totals, !account.in_flight && !account.totals.requests ? "not asked yet" : (account.in_flight === null ? "" : count(account.in_flight, "request") + " now · ") + count(account.totals.requests, "answer") + (account.totals.errors ? ", " + whole.format(account.totals.errors) + " failed" : "")
+      + " · " + short.format(account.totals.output_tokens) + " tokens out");
+  });
+  const states = new Map(shown.map(account => [who(account.provider, account.account), state(account)]));
+  if (statesBefore) for (const [name, is] of states)
+    if (statesBefore.has(name) && statesBefore.get(name) !== is) say($("said"), "Account " + name + " is " + STATES[is] + ".");
+  statesBefore = states;
+}
+function drawLimit(node, [, limit]) {
+  const known = limit.limit > 0 && limit.remaining !== undefined, bar = node.children[2];
+  const left = known ? short.format(limit.remaining) + " of " + short.format(limit.limit) + " left" : limit.status || "told";
+  say(node.children[1], left + (limit.resets_in_seconds ? ", resets in " + clock(limit.resets_in_seconds) : ""));
+  show(bar, known);
+  if (!known) return;
+  const share = Math.min(1, limit.remaining / limit.limit);
+  put(bar, "class", share < 0.1 ? "bar low" : "bar");
+  const width = (100 * share).toFixed(1) + "%";
+  if (bar.firstChild.style.width !== width) bar.firstChild.style.width = width;
+}
+
+// -- plots
+const PLOTS = [
+  {title: "Requests", format: short.format, series: [["blue", "answered", past => past.requests.map((value, at) => value - past.errors[at])], ["red", "failed", past => past.errors]],
+    all: past => count(sum(past.requests), "request") + ", " + whole.format(sum(past.errors)) + " failed",
+    one: (past, at) => count(past.requests[at], "request") + ", " + whole.format(past.errors[at]) + " failed"},
+  {title: "Time to first byte", format: seconds => seconds >= 1 ? seconds + " s" : seconds * 1000 + " ms", series: [["blue", "median", past => past.first_byte_p50], ["pale", "95th percentile", past => past.first_byte_p95.map((value, at) => value === null ? null : value - past.first_byte_p50[at])]],
+    all: past => { const known = past.first_byte_p50.filter(value => value !== null); const ends = [lasting(Math.min(...known)), lasting(Math.max(...known))];
+      return !known.length ? "no answer yet" : ends[0] === ends[1] ? "median " + ends[0] : "medians from " + ends.join(" to "); },
+    one: (past, at) => past.first_byte_p50[at] === null ? "no answer" : "median " + lasting(past.first_byte_p50[at]) + ", 95 % below " + lasting(past.first_byte_p95[at])},
+  {title: "Tokens", format: short.format, series: [["accent", "out", past => past.output_tokens], ["blue", "in", past => past.input_tokens.map((value, at) => value + past.cache_write_tokens[at])], ["pale", "read from cache", past => past.cache_read_tokens]],
+    all: past => short.format(sum(past.output_tokens)) + " out, " + short.format(sum(past.input_tokens) + sum(past.cache_write_tokens)) + " in, " + short.format(sum(past.cache_read_tokens)) + " from cache",
+    one: (past, at) => whole.format(past.output_tokens[at]) + " out, " + whole.format(past.input_tokens[at] + past.cache_write_tokens[at]) + " in, " + whole.format(past.cache_read_tokens[at]) + " from cache"}];
+function ceiling(value) {
+  const power = 10 ** Math.floor(Math.log10(value || 1));
+  return power * [1, 2, 5, 10].find(step => value <= step * power * 1.0001);
+}
+function makePlot(plot) {
+  plot.paths = plot.series.map(([color]) => el("path", {class: "c-" + color}));
+  plot.svg = el("svg", {viewBox: "0 0 600 100", preserveAspectRatio: "none", role: "img"}, el("path", {class: "grid", d: "M0 .5H600M0 50H600M0 99.5H600"}), ...plot.paths);
+  plot.readout = el("p", {class: "readout"});
+  plot.top = el("span", {class: "top"}); plot.middle = el("span", {class: "middle"});
+  plot.svg.addEventListener("pointermove", event => {
+    const box = plot.svg.getBoundingClientRect();
+    plot.at = Math.max(0, Math.min(59, Math.floor(60 * (event.clientX - box.left) / box.width)));
+    readOut(plot);
+  });
+  plot.svg.addEventListener("pointerleave", () => { plot.at = null; readOut(plot); });
+  return el("figure", {class: "card"}, el("figcaption", {}, el("h3", {}, plot.title)), plot.readout,
+    el("div", {class: "frame"}, plot.svg, plot.top, plot.middle), el("div", {class: "axis"}, el("span", {}, "an hour ago"), el("span", {}, "now")),
+    el("div", {class: "keys"}, ...plot.series.map(([color, name]) => el("span", {class: "key c-" + color}, name))));
+}
+function readOut(plot) {
+  const at = plot.at;
+  if (!plot.past) return;
+  say(plot.readout, at == null ? plot.all(plot.past) : hour(new Date(Date.now() - (59 - at) * 60000)) + ": " + plot.one(plot.past, at));
+}
+function drawPlot(plot, past) {
+  plot.past = past;
+  const columns = plot.series.map(([, , values]) => values(past));
+  const most = Math.max(...past.requests.map((_, at) => sum(columns.map(column => column[at]))));
+  const top = ceiling(most), heights = new Array(60).fill(0);
+  columns.forEach((column, index) => {
+    let path = "";
+    column.forEach((value, at) => {
+      if (!value) return;
+      const low = heights[at], high = heights[at] = low + 100 * value / top;
+      path += "M" + (at * 10 + 1) + " " + (100 - low).toFixed(1) + "V" + (100 - high).toFixed(1) + "h8V" + (100 - low).toFixed(1) + "z";
+    });
+    put(plot.paths[index], "d", path);
+  });
+  say(plot.top, most ? plot.format(top) : ""); say(plot.middle, most && (plot.format !== short.format || top % 2 === 0) ? plot.format(top / 2) : "");
+  put(plot.svg, "aria-label", plot.title + " in the last hour: " + plot.all(past));
+  readOut(plot);
+}
+
+// -- recent requests
+let records = [], newest = 0, started = "";
+function resultOf(record) {
+  if (record.ended === "client_left") return ["off", "client left"];
+  if (record.ended === "upstream_broke") return ["bad", "broke off"];
+  return record.status >= 400 ? ["bad", String(record.status)] : ["good", String(record.status || "–")];
+}
+const isNotable = record => record.status >= 400 || record.ended !== "complete" || record.attempts.length > 1 || record.edits.length > 0;
+function drawRecent() {
+  const only = $("only").checked, shown = only ? records.filter(isNotable) : records;
+  show($("recent-empty"), !records.length);
+  show($("recent-table"), records.length > 0);
+  sync($("recent"), shown.flatMap(record => record.open ? [record, {number: "d" + record.number, of: record}] : [record]), item => item.number,
+    item => item.of ? detailRow(item.of) : recordRow(item), () => {});
+}
+function recordRow(record) {
+  const row = cells(9, ["", "", "model", "wide", "number wide", "number wide", "number wide", "number wide", "number"]);
+  const [time, result, model, account, tokensIn, cached, tokensOut, first, took] = row.children;
+  const at = new Date(record.time), [color, text] = resultOf(record);
+  const button = el("button", {class: "opener", type: "button", "aria-expanded": "false"}, el("time", {datetime: record.time}, hour(at) + ":" + two(at.getSeconds())));
+  button.append(el("span", {class: "unseen"}, ", details of " + (record.model || record.route || "request")));
+  button.addEventListener("click", () => {
+    record.open = !record.open;
+    button.setAttribute("aria-expanded", String(record.open));
+    drawRecent();
+  });
+  time.append(button);
+  result.append(el("span", {class: "pill " + color}, text));
+  if (record.attempts.length > 1) result.append(" ", el("span", {class: "sub"}, count(record.attempts.length, "attempt")));
+  const mapped = record.mapped_model && record.mapped_model !== record.model;
+  model.append(record.model || record.route || record.method);
+  if (mapped) model.append(" ", el("span", {class: "sub"}, "→ " + record.mapped_model));
+  account.append(who(record.provider, record.account) || (record.error ? "refused here" : "answered here"));
+  const number = value => record.provider ? short.format(value) : "–";
+  tokensIn.append(number(record.input_tokens + record.cache_write_tokens));
+  cached.append(number(record.cache_read_tokens));
+  tokensOut.append(number(record.output_tokens));
+  first.append(record.first_byte_seconds === null ? "–" : lasting(record.first_byte_seconds));
+  took.append(lasting(record.seconds));
+  return row;
+}
+function detailRow(record) {
+  const facts = [["Request id", record.id], ["Client key", record.key], ["Route", record.method + " " + (record.route || "–")], ["Ended", words(ENDED, record.ended)], ["Error", record.error], ["Stop reason", record.stop_reason],
+    ["Answered by", who(record.provider, record.account)], ["Model asked", record.model], ["Model sent", record.mapped_model === record.model ? "" : record.mapped_model], ["First byte", record.first_byte_seconds === null ? "" : lasting(record.first_byte_seconds)], ["Took", lasting(record.seconds)],
+    ["Tokens in", record.provider ? whole.format(record.input_tokens) + ", cache read " + whole.format(record.cache_read_tokens) + ", written " + whole.format(record.cache_write_tokens) : ""],
+    ["Tokens out", record.provider ? whole.format(record.output_tokens) : ""], ["Tokens saved, about", record.saved_tokens ? whole.format(record.saved_tokens) : ""],
+    ["Bytes", whole.format(record.bytes_in) + " in, " + whole.format(record.bytes_out) + " out"]];
+  const cell = el("td", {colspan: "9"}, el("dl", {class: "facts"}, ...facts.filter(fact => fact[1]).map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text)))));
+  if (record.attempts.length) cell.append(el("h3", {}, "Attempts"), attemptList(record));
+  if (record.edits.length) cell.append(el("h3", {}, "Edits"), el("ul", {class: "edits"}, ...record.edits.map(edit => el("li", {}, el("code", {}, edit), EDITS[edit] ? " – " + words(EDITS, edit) : ""))));
+  return el("tr", {class: "detail"}, cell);
+}
+function attemptList(record) {
+  const list = el("ol", {class: "attempts"}), all = Math.max(record.seconds, 0.001);
+  let before = 0;
+  record.attempts.forEach((attempt, index) => {
+    const pause = attempt.began_seconds - before;
+    if (index && pause > 0.01) list.append(el("li", {class: "pause"}, "waited " + lasting(pause)));
+    before = attempt.began_seconds + attempt.seconds;
+    const good = attempt.case === "answered" && attempt.status < 400;
+    const rail = el("svg", {viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true"}, el("rect", {class: "rail", width: 100, height: 6}),
+      el("rect", {class: good ? "c-blue" : "c-red", x: (100 * attempt.began_seconds / all).toFixed(2), width: Math.max(0.6, 100 * attempt.seconds / all).toFixed(2), height: 6}));
+    list.append(el("li", {}, el("span", {}, who(attempt.provider, attempt.account)),
+      el("span", {}, words(CASES, attempt.case) + (attempt.status ? " (" + attempt.status + ")" : "") + " after " + lasting(attempt.seconds)), rail));
+  });
+  return list;
+}
+
+// -- the rest
+function drawModels(status) {
+  const models = Object.entries(status.models);
+  show($("models-section"), models.length > 0);
+  sync($("models"), models, item => item[0], item => {
+    const row = el("tr", {}, el("th", {scope: "row"}, item[0]));
+    for (const kind of ["number", "number", "number wide", "number wide", "number wide", "number"]) row.append(el("td", {class: kind}));
+    return row;
+  }, (row, [, of]) => [of.requests, of.errors, of.input_tokens, of.cache_read_tokens, of.cache_write_tokens, of.output_tokens].forEach(
+    (value, at) => say(row.children[at + 1], whole.format(value))));
+}
+function draw(status) {
+  say($("version"), status.version);
+  say($("about"), "up " + lasting(status.uptime_seconds) + (status.auth === "off" ? " · no key needed" : ""));
+  document.title = (status.in_flight ? "(" + status.in_flight + ") " : "") + "claude_gateway";
+  drawTiles(status); drawLive(status); drawAccounts(status); drawModels(status);
+  PLOTS.forEach(plot => drawPlot(plot, status.history));
+  const local = Object.entries(status.local_answers).filter(([kind]) => !["status", "requests", "dashboard", "metrics"].includes(kind));
+  say($("local"), local.map(([kind, of]) => kind + " " + whole.format(of.requests)).join(", ") || "nothing");
+  show($("board"), true); show($("foot"), true);
+}
+
+// -- asking the gateway: once a second while somebody looks, never otherwise
+let key = "", timer = 0, abort = null, asking = false, failures = 0, lastSeen = null;
+try { key = sessionStorage.getItem("claude_gateway_key") || ""; } catch (error) { /* no storage here: kept in memory */ }
+function keep(value) {
+  key = value;
+  try { if (value) sessionStorage.setItem("claude_gateway_key", value); else sessionStorage.removeItem("claude_gateway_key"); } catch (error) { /* as above */ }
+}
+async function ask(path) {
+  const answer = await fetch(base + path, {headers: key ? {"x-api-key": key} : {}, signal: abort.signal, credentials: "omit", cache: "no-store"});
+  if (answer.ok) return answer.json();
+  const told = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(told.error && told.error.message || "status " + answer.status), {status: answer.status});
+}
+async function look() {
+  clearTimeout(timer);
+  if (document.hidden || abort || asking) return;
+  abort = new AbortController();
+  const patience = setTimeout(() => abort && abort.abort(), 8000);
+  try {
+    const status = await ask("/gateway/status");
+    if (status.started !== started) { records = []; newest = 0; started = status.started; $("recent").replaceChildren(); $("recent").rowsByKey = null; }
+    draw(status);
+    if (status.records > newest) await fetchRecords(status.records);
+    drawRecent();
+    if (failures) say($("said"), "The gateway answers again.");
+    failures = 0; lastSeen = new Date();
+    connected("good", "live"); show($("ask"), false); show($("problem"), false); show($("forget"), Boolean(key));
+  } catch (error) {
+    if (document.hidden) return;
+    if (error.status === 401) return askForKey();
+    failures += 1;
+    if (failures === 1) say($("said"), "The gateway does not answer.");
+    connected("bad", "reconnecting"); show($("problem"), true);
+    say($("problem"), (error.status ? "The gateway says: " + error.message + "." : "The gateway does not answer.") + (lastSeen ? " This is how it was at " + hour(lastSeen) + ":" + two(lastSeen.getSeconds()) + "." : "") + " Trying again.");
+  } finally {
+    clearTimeout(patience);
+    abort = null;
+    timer = setTimeout(look, POLL_MS * Math.min(1 + failures, 4));
+  }
+}
+async function fetchRecords(count) {
+  const told = await ask("/gateway/requests?limit=" + Math.min(ROWS, count - newest + 5));
+  const fresh = told.requests.map((record, at) => Object.assign(record, {number: told.records - at})).filter(record => record.number > newest);
+  records = fresh.concat(records).slice(0, ROWS);
+  newest = told.records;
+}
+function connected(color, text) { put($("connection"), "class", "pill " + color); say($("connection"), text); }
+function askForKey() {
+  say($("ask-wrong"), key ? "The gateway does not know that key." : "");
+  keep("");
+  for (const id of ["board", "foot", "problem", "forget"]) show($(id), false);
+  show($("ask"), true); connected("", "key needed");
+  asking = true;
+  $("key").focus();
+}
+$("ask").querySelector("form").addEventListener("submit", event => {
+  event.preventDefault();
+  keep($("key").value.trim());
+  $("key").value = "";
+  asking = false;
+  look();
+});
+$("forget").addEventListener("click", () => { keep(""); records = []; newest = 0; started = ""; statesBefore = null; look(); });
+$("only").addEventListener("change", drawRecent);
+document.addEventListener("visibilitychange", () => { if (document.hidden) { clearTimeout(timer); if (abort) abort.abort(); } else look(); });
+$("plots").append(...PLOTS.map(makePlot));
+$("to-metrics").href = base + "/metrics";
+say($("line"), "ANTHROPIC_BASE_URL=" + location.origin + base);
+look();
+})();
+</script>
+</body>
+</html>
+"""
+
+
+def dashboard_page() -> Page:
+    """The page, fenced in: its own script and style run, nothing else, nowhere else.
+
+    Both are named by their hashes, so that not even this page could be made to
+    run more; the pictures are the icon, which stands in the page itself.
+    """
+    policy = "; ".join([
+        "default-src 'none'",
+        "script-src " + source_hash("script"),
+        "style-src " + source_hash("style"),
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ])
+    return Page(DASHBOARD.encode("utf-8"), (
+        ("Content-Security-Policy", policy),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+    ))
+
+
+def source_hash(tag: str) -> str:
+    """How a policy names what stands within the page's only element of a tag."""
+    start = DASHBOARD.index("<%s>" % tag) + len(tag) + 2
+    text = DASHBOARD[start:DASHBOARD.index("</%s>" % tag)]
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return "'sha256-%s'" % base64.b64encode(digest).decode("ascii")
+
+
 # ---- 20. Gateway -------------------------------------------------------------
 
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
@@ -12289,7 +13413,7 @@ class Gateway:
         try:
             config = self._with_demo(self.config)
             engine = Engine(config, transport, self._log, time.monotonic, time.time,
-                            new_request_id, random.random, renewal)
+                            new_request_id, random.random, renewal, dashboard_page())
             server = self._serve((config.host, config.port),
                                  Application(engine.handle, engine.refuse), config)
         except BaseException:

@@ -377,10 +377,23 @@ class RecordRingTest(unittest.TestCase):
         self.assertEqual(ring.local_answers(), {"health": (2, 0), "models": (1, 0)})
 
     def test_gives_copies(self):
-        ring = self.ring_of({"route": "health"})
+        ring = self.ring_of({"route": "models"})
         ring.local_answers().clear()
         ring.newest(1).clear()
-        self.assertEqual((ring.local_answers(), len(ring.newest(1))), ({"health": (1, 0)}, 1))
+        self.assertEqual((ring.local_answers(), len(ring.newest(1))), ({"models": (1, 0)}, 1))
+
+    def test_probes_that_went_well_push_nothing_out(self):
+        ring = self.ring_of({"id": "a"}, *({"route": name, "status": 200}
+                                           for name in sorted(gw.QUIET_ROUTES) * 3))
+        self.assertEqual([record.id for record in ring.newest(9)], ["a"])
+        ring = self.ring_of({"id": "a"}, {"id": "b", "route": "health", "status": 503})
+        self.assertEqual([record.id for record in ring.newest(9)], ["b", "a"])
+
+    def test_numbers_go_on_when_records_have_gone(self):
+        ring = self.ring_of(*[{"id": name} for name in "abcde"])
+        number, records = ring.numbered(2)
+        self.assertEqual((number, [record.id for record in records]), (5, ["e", "d"]))
+        self.assertEqual(ring.seen_count, 5)
 
 
 if __name__ == "__main__":

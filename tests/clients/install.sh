@@ -18,6 +18,8 @@ browser_driver="playwright-core@1.64.1"
 # Debian has but the latest release of it, which cannot be pinned; a browser of its own is more than
 # playwright may download on every machine.
 browser="chromium"
+prometheus_client="prometheus_client==0.26.0"
+dashboard_checker="axe-core@4.14.1"
 
 dir="${1:-${CLAUDE_GATEWAY_CLIENTS:-${TMPDIR:-/tmp}/claude_gateway_clients}}"
 mkdir -p "$dir"
@@ -68,6 +70,16 @@ install_debian() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" > /dev/null
 }
 
+# What drives the dashboard's browser, and what looks at it as a screen reader would.
+install_dashboard() {
+  up_to_date dashboard "$browser_driver" "$dashboard_checker" && return
+  begin dashboard
+  printf '{"private": true}\n' > "$dir/dashboard/package.json"
+  npm install --prefix "$dir/dashboard" --no-audit --no-fund --no-update-notifier --loglevel=error \
+    "$browser_driver" "$dashboard_checker"
+  printf '%s\n' "$browser_driver $dashboard_checker" > "$dir/dashboard/.installed"
+}
+
 install_npm claude-code "$claude_code"
 install_npm sdk-typescript "$typescript_sdk"
 install_python sdk-python-old "$python_sdk_old" "$python_sdk_old_httpx"
@@ -78,6 +90,8 @@ install_python openai-python-old "$openai_python_old"
 install_python openai-python-current "$openai_python_current"
 install_npm browser "$browser_driver"
 install_debian "$browser"
+install_python prometheus "$prometheus_client"
+install_dashboard
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
 # client has to say its version.
@@ -103,3 +117,6 @@ version openai-typescript node -p 'require("openai/version").VERSION'
 if command -v "$browser" > /dev/null; then
   version browser "$browser" --version
 fi
+version prometheus "$dir/prometheus/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("prometheus_client"))'
+cd "$dir/dashboard"
+version axe-core node -p 'require("axe-core").version'
