@@ -12838,7 +12838,7 @@ tbody th { color: inherit; font-size: inherit; font-weight: 400; border: 0; over
 tbody tr + tr > td, tbody tr + tr > th { border-top: 1px solid var(--line); }
 .number { text-align: right; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
-td .sub { color: var(--soft); font-size: .86rem; }
+td .sub { color: var(--soft); font-size: .86rem; } td .pill + .sub { overflow-wrap: normal; }
 td time { white-space: nowrap; }
 
 #accounts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: .8rem; list-style: none; margin: 0; padding: 0; }
@@ -12882,7 +12882,7 @@ tr.detail > td { background: var(--paper); padding: .8rem 1rem 1rem; border-top:
 footer { color: var(--soft); font-size: .85rem; padding-bottom: 2rem; }
 @media (max-width: 46rem) {
   header, main, footer { padding-left: .75rem; padding-right: .75rem; }
-  .wide { display: none; } th, td { padding: .42rem .5rem; } .opener { white-space: nowrap; }
+  .wide { display: none; } th, td { padding: .42rem .35rem; } .model { min-width: 4.8rem; } td .pill { padding: .05rem .4rem; } .opener { white-space: nowrap; }
   td .pill + .sub { display: block; } td .pill + .sub:empty { display: none; }
   .attempts li { grid-template-columns: 1fr; padding: .35rem 0; } .attempts svg { grid-column: 1 / -1; }
   #tiles { grid-template-columns: 1fr 1fr; }
