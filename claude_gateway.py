@@ -13418,6 +13418,7 @@ class Gateway:
                                  Application(engine.handle, engine.refuse), config)
         except BaseException:
             self._close_servers()
+            transport.close()
             raise
         self._engine, self._transport, self._renewal = engine, transport, renewal
         self.url, self.port = server.url, server.server_port

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import unittest
 import unittest.mock
+import warnings
 
 import claude_gateway as gw
 from tests import shim
@@ -134,8 +135,11 @@ class GatewayTest(unittest.TestCase):
             port = taken.getsockname()[1]
             config = gw.Config.from_dict({"port": port, "providers": [{"name": "demo"}]})
             gateway = gw.Gateway(config, environ={})
-            with self.assertRaises(OSError):
-                gateway.start()
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", ResourceWarning)
+                with self.assertRaises(OSError):
+                    gateway.start()
+            self.assertEqual([str(warning.message) for warning in told], [])
             gateway.stop()
 
 
