@@ -669,8 +669,10 @@ class RenewedTest(AttemptsTest):
             self.assertEqual(played.asked(), [
                 "the-printed-key-1"] * 2 + ["the-printed-key-2"] * 2)
             self.assertEqual(self.runs(), 2)
-            self.assertEqual([attempt["case"] for attempt in played.records(3)[1]["attempts"]],
-                             ["refused", "answered"])
+            # A record is written behind its answer: the next one may overtake it.
+            self.assertIn(["refused", "answered"], [
+                [attempt["case"] for attempt in record["attempts"]]
+                for record in played.records(3)])
 
     def test_refused_twice_is_out(self):
         answers = {"the-printed-key-1": [error(401)], "the-printed-key-2": [error(401)]}
