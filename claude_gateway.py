@@ -205,6 +205,9 @@ MAX_HELD_BODY_BYTES = 256 * 1024 * 1024
 # Small bodies go on while large ones fill that: Claude Code's are 0.1 to 1 MiB.
 SMALL_BODY_BYTES = 1024 * 1024
 SPARE_BODY_BYTES = 64 * 1024 * 1024
+# A body of a told length gets its room bit by bit: this at first, then as much again as
+# has come.  Lengths that are only told would fill the room with nothing.
+FIRST_BODY_BYTES = 64 * 1024
 # What is refused for want of room is told to come back after this: a body of 32 MB
 # is read and sent within a second or two.
 BUSY_RETRY_SECONDS = 2
@@ -12166,12 +12169,18 @@ class BodyBudget:
         """What all requests together hold now."""
         return self._held
 
-    def admit(self, own_bytes: int, count: int) -> int:
-        """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable."""
+    def admit(self, own_bytes: int, count: int, whole_bytes: int = 0) -> int:
+        """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable.
+
+        Where the length of the body is known (``whole_bytes``) it begins only where there
+        is room for all of it.
+        """
         with self._lock:
-            count = min(count, max(0, self.limit_bytes - own_bytes))
-            is_small = own_bytes + count <= SMALL_BODY_BYTES
-            if count and self._held + count > self.limit_bytes + (
+            own_limit = max(0, self.limit_bytes - own_bytes)
+            count = min(count, own_limit)
+            needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
+            is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
+            if count and self._held + needed > self.limit_bytes + (
                     SPARE_BODY_BYTES if is_small else 0):
                 raise busy("too many large requests at once")
             self._held += count
@@ -12188,15 +12197,34 @@ class BodyShare:
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
-        self._bytes = 0
+        self._bytes = self._whole = self._taken = self._arrived = 0
 
     def take(self, count: int) -> None:
-        """Reserve some more.  Raises Unavailable."""
-        self._bytes += self._budget.admit(self._bytes, count)
+        """Reserve some more.  Raises Unavailable, and then has nothing: others may go on."""
+        try:
+            self._bytes += self._budget.admit(self._bytes, count, self._whole)
+        except Unavailable:
+            self.give_back()
+            raise
+
+    def begin(self, whole_bytes: int) -> None:
+        """A body of this length is to come.  Raises Unavailable."""
+        self._whole = whole_bytes
+        self._taken = min(whole_bytes, FIRST_BODY_BYTES)
+        self.take(self._taken)
+
+    def arrive(self, count: int) -> None:
+        """So much of what has begun is here.  Raises Unavailable."""
+        self._arrived += count
+        while self._arrived > self._taken:
+            more = min(self._taken, self._whole - self._taken)
+            self.take(more)
+            self._taken += more
 
     def give_back(self) -> None:
         """Free all of it; later calls do nothing."""
-        count, self._bytes = self._bytes, 0
+        count = self._bytes
+        self._bytes = self._whole = self._taken = self._arrived = 0
         self._budget.give_back(count)
 
 
@@ -12295,8 +12323,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         if isinstance(self._decoder, LengthBody):
             if self._decoder.remaining > limit_bytes:
                 raise too_large(limit_bytes)
-            reserve(self._decoder.remaining)
-            reserve = lambda count: None  # all of it is reserved
+            self._share.begin(self._decoder.remaining)
+            reserve = self._share.arrive
         if self._continue_owed and not self._decoder.done:
             self._continue_owed = False
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._timeouts.client_seconds)
