@@ -6562,7 +6562,9 @@ class Wire:
         if not data:
             raise ConnectionResetError("closed while the request was being sent")
         self._unread += data
-        return begins_final_answer(self._unread)
+        # What could never be a head is for its reader to refuse, too: it would fill the memory.
+        return (len(self._unread) > MAX_RESPONSE_HEAD_BYTES
+                or begins_final_answer(self._unread))
 
     def receive(self, seconds: float) -> bytes:
         """What there is, or comes within ``seconds``; b"" at the end of the connection.
@@ -6620,19 +6622,19 @@ class Wire:
 
 
 def begins_final_answer(data: bytes) -> bool:
-    """Whether bytes of an upstream hold more than interim (1xx) answers.
+    """Whether bytes of an upstream hold more than interim (1xx) answers, or too many of those.
 
     >>> begins_final_answer(b"HTTP/1.1 102 Processing\\r\\n\\r\\n")
     False
     """
-    while data:
+    for _ in range(MAX_INTERIM_RESPONSES):
         if not data.startswith(b"HTTP/1.1 1"):
             return not b"HTTP/1.1 1".startswith(data)
         match = HEAD_END.search(data)
         if match is None:
             return False
         data = data[match.end():]
-    return False
+    return True
 
 
 def reset_on_close(sock: socket.socket) -> None:
