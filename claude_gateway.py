@@ -13952,7 +13952,9 @@ def load_config(options: argparse.Namespace, environ: Mapping[str, str]) -> tupl
     if path and file_is_open(path) and holds_secrets(settings):
         config = config._replace(warnings=config.warnings + (
             "%s: holds secrets and is readable by others; chmod 600 it" % path,))
-    return with_store_paths(config, os.path.dirname(os.path.abspath(path or ""))), path or ""
+    # Without a file the folder that one started from, which may be gone by now, says nothing.
+    folder = os.path.dirname(os.path.abspath(path)) if path else ""
+    return with_store_paths(config, folder), path or ""
 
 
 def with_store_paths(config: Config, folder: str) -> Config:
@@ -16178,6 +16180,10 @@ def reload_configuration(gateway: Gateway, options: argparse.Namespace,
     except ConfigError as error:
         for problem in error.problems:
             gateway.note("error", "configuration not reloaded: " + problem)
+        return
+    except OSError as error:
+        # The file went while it was looked at, or no descriptor is left: no reason to end.
+        gateway.note("error", "configuration not reloaded: " + reason_of(error))
         return
     gateway.note("info", "configuration reloaded: %s" % (path or "none (defaults)"))
 
