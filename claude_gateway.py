@@ -6999,6 +6999,8 @@ class PoolingHandler(urllib.request.BaseHandler):
         try:
             wire = self._tcp(near.host, near.port, call.watch, deadline)
         except (OSError, UnicodeError) as error:
+            if isinstance(error, socket.gaierror):
+                check_descriptors()  # the resolver needs some, and says nothing of it
             # UnicodeError: a name that cannot be one, such as "a..b".
             raise UpstreamUnreached("upstream connection failed: %s"
                                     % connect_reason(error, near.host)) from error
@@ -7032,7 +7034,7 @@ class PoolingHandler(urllib.request.BaseHandler):
             except OSError as error:
                 if error.errno in OUT_OF_DESCRIPTORS:
                     # No account's fault, and none would do better.
-                    raise busy("the gateway is out of file descriptors") from error
+                    raise out_of_descriptors() from error
                 failure = error  # a family that this machine does not have
                 continue
             wire.attach(watch)
@@ -7085,10 +7087,34 @@ class PoolingHandler(urllib.request.BaseHandler):
         with self._lock:
             context = self._contexts.get(ca_file)
         if context is None:
-            context = tls_context(self._ca_files + ((ca_file,) if ca_file else ()))
+            try:
+                context = tls_context(self._ca_files + ((ca_file,) if ca_file else ()))
+            finally:
+                # Certificates that cannot be opened are left out without a word: a
+                # context without them must not be kept.
+                check_descriptors()
             with self._lock:
                 context = self._contexts.setdefault(ca_file, context)
         return context
+
+
+def out_of_descriptors() -> Unavailable:
+    """The refusal of what needs a file descriptor where none is left."""
+    return busy("the gateway is out of file descriptors")
+
+
+def check_descriptors() -> None:
+    """Raises Unavailable where the process has no two descriptors left."""
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            raise out_of_descriptors() from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
