@@ -12289,11 +12289,18 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
         try:
-            while self._client.await_request(self._idle_seconds) or self._is_spare:
+            while True:
+                began = self.server.monotonic()
+                if not self._client.await_request(self._idle_seconds) and not self._is_spare:
+                    break
                 self._start_request()
                 raw: Union[bytes, GatewayError] = b""
                 try:
-                    raw = self._client.read_head(self._head_seconds)
+                    seconds = self._head_seconds
+                    if self._is_spare:
+                        # All of its time, silence with it; a last look tells who has left.
+                        seconds = max(0.01, began + seconds - self.server.monotonic())
+                    raw = self._client.read_head(seconds)
                 except RequestError as error:
                     raw = busy("too many connections") if self._is_spare else error
                 # Half a head is no request yet: it does not hold up a stop.
