@@ -205,6 +205,9 @@ MAX_HELD_BODY_BYTES = 256 * 1024 * 1024
 # Small bodies go on while large ones fill that: Claude Code's are 0.1 to 1 MiB.
 SMALL_BODY_BYTES = 1024 * 1024
 SPARE_BODY_BYTES = 64 * 1024 * 1024
+# A body of a told length gets its room bit by bit: this at first, then as much again as
+# has come.  Lengths that are only told would fill the room with nothing.
+FIRST_BODY_BYTES = 64 * 1024
 # What is refused for want of room is told to come back after this: a body of 32 MB
 # is read and sent within a second or two.
 BUSY_RETRY_SECONDS = 2
@@ -6559,7 +6562,9 @@ class Wire:
         if not data:
             raise ConnectionResetError("closed while the request was being sent")
         self._unread += data
-        return begins_final_answer(self._unread)
+        # What could never be a head is for its reader to refuse, too: it would fill the memory.
+        return (len(self._unread) > MAX_RESPONSE_HEAD_BYTES
+                or begins_final_answer(self._unread))
 
     def receive(self, seconds: float) -> bytes:
         """What there is, or comes within ``seconds``; b"" at the end of the connection.
@@ -6617,19 +6622,19 @@ class Wire:
 
 
 def begins_final_answer(data: bytes) -> bool:
-    """Whether bytes of an upstream hold more than interim (1xx) answers.
+    """Whether bytes of an upstream hold more than interim (1xx) answers, or too many of those.
 
     >>> begins_final_answer(b"HTTP/1.1 102 Processing\\r\\n\\r\\n")
     False
     """
-    while data:
+    for _ in range(MAX_INTERIM_RESPONSES):
         if not data.startswith(b"HTTP/1.1 1"):
             return not b"HTTP/1.1 1".startswith(data)
         match = HEAD_END.search(data)
         if match is None:
             return False
         data = data[match.end():]
-    return False
+    return True
 
 
 def reset_on_close(sock: socket.socket) -> None:
@@ -6994,6 +6999,8 @@ class PoolingHandler(urllib.request.BaseHandler):
         try:
             wire = self._tcp(near.host, near.port, call.watch, deadline)
         except (OSError, UnicodeError) as error:
+            if isinstance(error, socket.gaierror):
+                check_descriptors()  # the resolver needs some, and says nothing of it
             # UnicodeError: a name that cannot be one, such as "a..b".
             raise UpstreamUnreached("upstream connection failed: %s"
                                     % connect_reason(error, near.host)) from error
@@ -7027,7 +7034,7 @@ class PoolingHandler(urllib.request.BaseHandler):
             except OSError as error:
                 if error.errno in OUT_OF_DESCRIPTORS:
                     # No account's fault, and none would do better.
-                    raise busy("the gateway is out of file descriptors") from error
+                    raise out_of_descriptors() from error
                 failure = error  # a family that this machine does not have
                 continue
             wire.attach(watch)
@@ -7080,10 +7087,34 @@ class PoolingHandler(urllib.request.BaseHandler):
         with self._lock:
             context = self._contexts.get(ca_file)
         if context is None:
-            context = tls_context(self._ca_files + ((ca_file,) if ca_file else ()))
+            try:
+                context = tls_context(self._ca_files + ((ca_file,) if ca_file else ()))
+            finally:
+                # Certificates that cannot be opened are left out without a word: a
+                # context without them must not be kept.
+                check_descriptors()
             with self._lock:
                 context = self._contexts.setdefault(ca_file, context)
         return context
+
+
+def out_of_descriptors() -> Unavailable:
+    """The refusal of what needs a file descriptor where none is left."""
+    return busy("the gateway is out of file descriptors")
+
+
+def check_descriptors() -> None:
+    """Raises Unavailable where the process has no two descriptors left."""
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            raise out_of_descriptors() from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
@@ -12166,12 +12197,18 @@ class BodyBudget:
         """What all requests together hold now."""
         return self._held
 
-    def admit(self, own_bytes: int, count: int) -> int:
-        """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable."""
+    def admit(self, own_bytes: int, count: int, whole_bytes: int = 0) -> int:
+        """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable.
+
+        Where the length of the body is known (``whole_bytes``) it begins only where there
+        is room for all of it.
+        """
         with self._lock:
-            count = min(count, max(0, self.limit_bytes - own_bytes))
-            is_small = own_bytes + count <= SMALL_BODY_BYTES
-            if count and self._held + count > self.limit_bytes + (
+            own_limit = max(0, self.limit_bytes - own_bytes)
+            count = min(count, own_limit)
+            needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
+            is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
+            if count and self._held + needed > self.limit_bytes + (
                     SPARE_BODY_BYTES if is_small else 0):
                 raise busy("too many large requests at once")
             self._held += count
@@ -12188,15 +12225,34 @@ class BodyShare:
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
-        self._bytes = 0
+        self._bytes = self._whole = self._taken = self._arrived = 0
 
     def take(self, count: int) -> None:
-        """Reserve some more.  Raises Unavailable."""
-        self._bytes += self._budget.admit(self._bytes, count)
+        """Reserve some more.  Raises Unavailable, and then has nothing: others may go on."""
+        try:
+            self._bytes += self._budget.admit(self._bytes, count, self._whole)
+        except Unavailable:
+            self.give_back()
+            raise
+
+    def begin(self, whole_bytes: int) -> None:
+        """A body of this length is to come.  Raises Unavailable."""
+        self._whole = whole_bytes
+        self._taken = min(whole_bytes, FIRST_BODY_BYTES)
+        self.take(self._taken)
+
+    def arrive(self, count: int) -> None:
+        """So much of what has begun is here.  Raises Unavailable."""
+        self._arrived += count
+        while self._arrived > self._taken:
+            more = min(self._taken, self._whole - self._taken)
+            self.take(more)
+            self._taken += more
 
     def give_back(self) -> None:
         """Free all of it; later calls do nothing."""
-        count, self._bytes = self._bytes, 0
+        count = self._bytes
+        self._bytes = self._whole = self._taken = self._arrived = 0
         self._budget.give_back(count)
 
 
@@ -12233,11 +12289,18 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
         try:
-            while self._client.await_request(self._idle_seconds) or self._is_spare:
+            while True:
+                began = self.server.monotonic()
+                if not self._client.await_request(self._idle_seconds) and not self._is_spare:
+                    break
                 self._start_request()
                 raw: Union[bytes, GatewayError] = b""
                 try:
-                    raw = self._client.read_head(self._head_seconds)
+                    seconds = self._head_seconds
+                    if self._is_spare:
+                        # All of its time, silence with it; a last look tells who has left.
+                        seconds = max(0.01, began + seconds - self.server.monotonic())
+                    raw = self._client.read_head(seconds)
                 except RequestError as error:
                     raw = busy("too many connections") if self._is_spare else error
                 # Half a head is no request yet: it does not hold up a stop.
@@ -12295,8 +12358,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         if isinstance(self._decoder, LengthBody):
             if self._decoder.remaining > limit_bytes:
                 raise too_large(limit_bytes)
-            reserve(self._decoder.remaining)
-            reserve = lambda count: None  # all of it is reserved
+            self._share.begin(self._decoder.remaining)
+            reserve = self._share.arrive
         if self._continue_owed and not self._decoder.done:
             self._continue_owed = False
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._timeouts.client_seconds)
@@ -13922,7 +13985,9 @@ def load_config(options: argparse.Namespace, environ: Mapping[str, str]) -> tupl
     if path and file_is_open(path) and holds_secrets(settings):
         config = config._replace(warnings=config.warnings + (
             "%s: holds secrets and is readable by others; chmod 600 it" % path,))
-    return with_store_paths(config, os.path.dirname(os.path.abspath(path or ""))), path or ""
+    # Without a file the folder that one started from, which may be gone by now, says nothing.
+    folder = os.path.dirname(os.path.abspath(path)) if path else ""
+    return with_store_paths(config, folder), path or ""
 
 
 def with_store_paths(config: Config, folder: str) -> Config:
@@ -16148,6 +16213,10 @@ def reload_configuration(gateway: Gateway, options: argparse.Namespace,
     except ConfigError as error:
         for problem in error.problems:
             gateway.note("error", "configuration not reloaded: " + problem)
+        return
+    except OSError as error:
+        # The file went while it was looked at, or no descriptor is left: no reason to end.
+        gateway.note("error", "configuration not reloaded: " + reason_of(error))
         return
     gateway.note("info", "configuration reloaded: %s" % (path or "none (defaults)"))
 

@@ -128,6 +128,21 @@ class SendTest(TransportCase):
             timer.join()
             self.assertEqual(len(upstream.requests[0].body), 20 << 20)
 
+    def test_interim_answers_without_end_end_a_stopped_upload(self):
+        for piece in (b"HTTP/1.1 102 Processing\r\n\r\n" * 400, b"HTTP/1.1 102 " + b"x" * 65536):
+            def script(connection):
+                connection.read_head()
+                try:
+                    while True:
+                        connection.send(piece)
+                except (OSError, support.EndedEarly):
+                    pass  # given up, as it should be
+
+            with self.subTest(piece[:30]), support.ScriptedUpstream(script) as upstream:
+                began = time.monotonic()
+                self.assertRaises(gw.UpstreamMalformed, self.get, upstream, body=b"x" * (20 << 20))
+                self.assertLess(time.monotonic() - began, 3)
+
     def test_redirect_is_an_answer_like_any_other(self):
         moved = support.json_response({}, status=307, headers=[("location", "http://127.0.0.1:1/")])
         with support.ScriptedUpstream(respond=lambda request: moved) as upstream:

@@ -71,6 +71,50 @@ class DescriptorsTest(unittest.TestCase):
             self.assertEqual((gateway.stop(), gateway.stderr_text().count("Traceback"),
                               gateway.stderr_text().count("internal error")), (0, 0, 0))
 
+    @unittest.skipUnless(hasattr(resource, "prlimit"), "needs Linux' prlimit")
+    def test_a_name_that_cannot_be_looked_up_for_want_of_them_blames_no_account(self):
+        with contextlib.ExitStack() as stack:
+            upstream = stack.enter_context(support.ScriptedUpstream())
+            named = provider(upstream, base_url=upstream.url.replace("127.0.0.1", "localhost"))
+            gateway = stack.enter_context(support.GatewayProcess(settings_for(named)))
+            pid = gateway.process.pid
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+            early = stack.enter_context(support.RawClient(gateway.port))
+            early.request("GET", "/healthz")
+            self.assertEqual(early.read_response().status, 200)
+            crowd = [stack.enter_context(support.RawClient(gateway.port))
+                     for _ in range(DESCRIPTORS)]
+            support.eventually(lambda: support.count_open_descriptors(pid) >= DESCRIPTORS,
+                               "all descriptors to be in use")
+            early.request("POST", "/v1/messages", [JSON_TYPE], MESSAGE)
+            refused = early.read_response()
+            self.assertEqual((refused.status, refused.json()["error"]["type"]),
+                             (503, "overloaded_error"))
+            for client in crowd:
+                client.close()
+            support.eventually(lambda: support.count_open_descriptors(pid) < 20, "the crowd to go")
+            self.assertEqual(ask(gateway.port).status, 200)
+            self.assertEqual((gateway.stop(), gateway.stderr_text().count(" rests ")), (0, 0))
+
+    @unittest.skipUnless(resource, "needs limits of the system")
+    def test_certificates_that_cannot_be_opened_are_not_done_without_for_good(self):
+        code = (
+            "import os, resource, time, claude_gateway as gw\n"
+            "handler = gw.PoolingHandler(time.monotonic, lambda base: None, ())\n"
+            "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+            "import encodings.idna, encodings.ascii\n"
+            "first = os.dup(0)\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (first + 1, hard))\n"
+            "try:\n"
+            "    handler._context(None)\n"
+            "except gw.Unavailable as error:\n"
+            "    print(error.status)\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+            "print(handler._context(None).verify_mode == gw.ssl.CERT_REQUIRED)\n")
+        told = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, check=True).stdout
+        self.assertEqual(told.split(), [b"503", b"True"])
+
     def cpu_share(self, pid):
         """How much of one processor the process uses while it waits for descriptors."""
         def used():

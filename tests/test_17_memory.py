@@ -1,5 +1,6 @@
 """Section 17: what requests hold in memory is bounded, over all connections."""
 
+import contextlib
 import gc
 import os
 import selectors
@@ -97,6 +98,33 @@ class BudgetTest(unittest.TestCase):
         share.give_back()
         self.assertEqual(self.budget.held_bytes, 0)
 
+    def test_a_told_length_takes_room_as_it_comes(self):
+        share = self.share()
+        share.begin(5 * MIB)
+        self.assertEqual(self.budget.held_bytes, gw.FIRST_BODY_BYTES)
+        share.arrive(gw.FIRST_BODY_BYTES)
+        self.assertEqual(self.budget.held_bytes, gw.FIRST_BODY_BYTES)
+        share.arrive(1)
+        self.assertEqual(self.budget.held_bytes, 2 * gw.FIRST_BODY_BYTES)
+        share.arrive(5 * MIB - gw.FIRST_BODY_BYTES - 1)
+        self.assertEqual(self.budget.held_bytes, 5 * MIB)
+        share.give_back()
+        self.assertEqual(self.budget.held_bytes, 0)
+
+    def test_a_told_length_begins_only_where_there_is_room_for_it(self):
+        self.share(8 * MIB)
+        self.assertRaises(gw.Unavailable, self.share().begin, 3 * MIB)
+        self.share().begin(2 * MIB)
+
+    def test_who_is_refused_makes_room_at_once(self):
+        first, second = self.share(), self.share()
+        first.begin(10 * MIB)
+        second.begin(9 * MIB)
+        first.arrive(4 * MIB)
+        self.assertRaises(gw.Unavailable, second.arrive, 9 * MIB)
+        first.arrive(6 * MIB)
+        self.assertEqual(self.budget.held_bytes, 10 * MIB)
+
     def test_room_for_the_largest_body_that_is_allowed(self):
         with running_gateway({"name": "demo"}, limits={"body_bytes": 10 ** 9}) as gateway:
             self.assertEqual(gateway._servers[-1][0].bodies.limit_bytes, 10 ** 9)
@@ -187,6 +215,23 @@ class HeldTest(unittest.TestCase):
                     tracemalloc.stop()
                 self.assertEqual(held, 0)
                 self.assertLess(traced - before, 3 * MIB)
+
+    def test_lengths_that_are_only_told_stop_nobody(self):
+        with contextlib.ExitStack() as stack:
+            upstream = stack.enter_context(support.ScriptedUpstream())
+            gateway = stack.enter_context(running_gateway(provider(upstream)))
+            bodies = gateway._servers[-1][0].bodies
+            lengths = [LARGE_BYTES] * 8 + [MIB] * 66
+            for length in lengths:
+                client = stack.enter_context(support.RawClient(gateway.port))
+                client.request("POST", "/v1/messages",
+                               [JSON_TYPE, ("Content-Length", str(length))])
+                client.send(b"{")
+            support.eventually(lambda: bodies.held_bytes == gw.FIRST_BODY_BYTES * len(lengths),
+                               "all of them to have begun")
+            for body in (MESSAGE, large_body(2 * MIB)):
+                answer = support.exchange(gateway.port, "POST", "/v1/messages", [JSON_TYPE], body)
+                self.assertEqual(answer.status, 200)
 
     def test_chunked_ones_reserve_as_they_come(self):
         piece = support.chunk(b"x" * 65536)

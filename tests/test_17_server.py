@@ -114,6 +114,21 @@ class FramingTest(unittest.TestCase):
                              [b"%d" % size for size in range(20)])
 
 
+class SpareTest(unittest.TestCase):
+
+    def test_a_silent_spare_connection_has_one_span_and_no_second_one(self):
+        limits = SMALL._replace(connections=1)
+        with serving(limits=limits) as (server, application), \
+                unittest.mock.patch.object(gw, "SPARE_HEAD_SECONDS", 1.5):
+            with support.RawClient(server.server_port) as first:
+                first.send(GET + b"\r\n")
+                self.assertEqual(first.read_response().status, 200)
+                with support.RawClient(server.server_port) as silent:
+                    began = time.monotonic()
+                    self.assertEqual(silent.read_response().status, 503)
+                    self.assertLess(time.monotonic() - began, 2.5)
+
+
 class BodyTest(unittest.TestCase):
 
     def test_continue_only_when_the_body_is_wanted(self):

@@ -878,6 +878,28 @@ class ReloadTest(FolderTest):
     def test_sighup_reads_it(self):
         self.changed_while_running(lambda gateway: gateway.process.send_signal(signal.SIGHUP))
 
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "this system has no SIGHUP")
+    def test_sighup_where_the_folder_is_gone_that_it_was_started_from(self):
+        with GatewayProcess(args=["--demo"]) as gateway:
+            os.rmdir(gateway.directory)
+            try:
+                gateway.process.send_signal(signal.SIGHUP)
+                eventually(lambda: "configuration reloaded" in gateway.stderr_text()
+                           or gateway.returncode is not None, "the reload")
+                self.assertEqual(self.post(gateway.port).status, 200)
+                self.assertEqual(gateway.stop(), 0)
+            finally:
+                os.mkdir(gateway.directory)
+
+    def test_a_file_that_goes_while_it_is_read_is_told(self):
+        lines = []
+        options = gw.parse_options(["--config", self.write("a.json", {"providers": []})])
+        with running_gateway({"name": "demo"}, write=lines.append) as gateway:
+            gone = FileNotFoundError(errno.ENOENT, "gone")
+            with unittest.mock.patch.object(gw, "file_is_open", side_effect=gone):
+                gw.reload_configuration(gateway, options, {})
+        self.assertIn("configuration not reloaded: gone", "".join(lines).lower())
+
 
 class FileWatchTest(FolderTest):
 
