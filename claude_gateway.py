@@ -14223,7 +14223,8 @@ def port_holder(port: int) -> str:
         try:
             links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
             if "socket:[%s]" % inode in links:
-                with open("/proc/%s/comm" % process, encoding="utf-8") as file:
+                # A process may give itself any bytes for a name.
+                with open("/proc/%s/comm" % process, encoding="utf-8", errors="replace") as file:
                     return "process %s, %s" % (process, file.read().strip())
         except OSError:
             continue  # safe: a process of another user, or one that has just ended
