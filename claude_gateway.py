@@ -14196,7 +14196,8 @@ def human_seconds(seconds: Any) -> str:
     >>> human_seconds(3725), human_seconds(12.4), human_seconds(None)
     ('1 h 2 min', '12 s', '?')
     """
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) \
+            or not math.isfinite(seconds):
         return "?"
     whole = int(math.ceil(seconds)) if seconds < 10 else int(seconds)
     for name, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
@@ -14251,14 +14252,33 @@ def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
     import http.client  # needed by status, doctor and selftest
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    late = threading.Event()
+
+    def hang_up(connected: Any) -> None:
+        late.set()
+        with contextlib.suppress(OSError):  # closed in this moment
+            connected.shutdown(2)  # both ways
+
+    timer = None
     try:
+        connection.connect()
+        # The time limit of a socket is for each byte; this one is for all.
+        timer = threading.Timer(seconds, hang_up, [connection.sock])
+        timer.daemon = True
+        timer.start()
         connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
-        return (response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES))
+        answer = response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES)
     except http.client.HTTPException as error:
-        raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
+        if not late.is_set():
+            raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
     finally:
+        if timer:
+            timer.cancel()
         connection.close()
+    if late.is_set():
+        raise OSError("timed out")
+    return answer
 
 
 # ---- 22. Doctor --------------------------------------------------------------
@@ -15971,9 +15991,11 @@ def asked_status(config: Config) -> tuple[Optional[dict], str]:
     if status == 200:
         try:
             document = json.loads(body.decode("utf-8"))
-            if isinstance(document, dict):
+            # Others answer everything with JSON, too.
+            if isinstance(document, dict) and isinstance(document.get("version"), str) \
+                    and isinstance(document.get("accounts"), list):
                 return document, ""
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # told below
     return None, faults.get(status, "what answers at %s (status %d) is no gateway" % (url, status))
 
@@ -15984,7 +16006,8 @@ def status_lines(document: Mapping[str, Any], url: str) -> list[str]:
     lines = ["claude_gateway %s at %s, up %s, %s in flight" % (
         document.get("version", "?"), url, human_seconds(document.get("uptime_seconds")),
         len(in_flight) if isinstance(in_flight, list) else in_flight)]
-    accounts = [row for row in document.get("accounts") or [] if isinstance(row, dict)]
+    told = document.get("accounts")
+    accounts = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
     if accounts:
         head = ("provider", "account", "state", "ready in", "in flight", "last error")
         lines += ["", *aligned([head, *(account_row(row) for row in accounts)])]

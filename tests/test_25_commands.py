@@ -1,13 +1,16 @@
 """Sections 21 and 25: help, shells, colours, init, status, the banner, interruption."""
 
+import contextlib
 import io
 import json
+import math
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import types
 import unittest
 import unittest.mock
@@ -322,6 +325,9 @@ all              7         1       900    12345
             ("older", json_response(error_body("not_found_error", "x"), 404), "no /gateway/status"),
             ("another program", json_response(b"<html>"), "is no gateway"),
             ("a list", json_response(b"[]"), "is no gateway"),
+            ("deep", json_response(b"[" * 100000), "is no gateway"),
+            ("JSON of others", json_response({"status": "ok"}), "is no gateway"),
+            ("nearly", json_response({"version": "1", "accounts": 5}), "is no gateway"),
             ("broken", json_response({}, 500), "is no gateway"),
         ]
         for name, response, part in table:
@@ -340,6 +346,19 @@ all              7         1       900    12345
             result = self.command("status", "--port", upstream.url.rsplit(":", 1)[1])
         self.assertEqual((result.returncode, result.stderr.count("\n")), (1, 1))
         self.assertIn("does not speak http", result.stderr)
+
+    def test_an_answer_byte_by_byte_does_not_hold_it(self):
+        def drip(connection):
+            connection.read_request()
+            connection.send(b"HTTP/1.1 200 OK\r\n")
+            left = threading.Event()
+            with contextlib.suppress(OSError):
+                while not left.wait(0.05):  # slower than a busy loop, within any socket's limit
+                    connection.send(b"X")
+
+        with ScriptedUpstream(drip) as upstream:
+            with self.assertRaisesRegex(OSError, "timed out"):
+                gw.fetch(upstream.url, "/gateway/status", [], 0.3)
 
     def test_none_runs(self):
         port = free_port()
@@ -365,7 +384,9 @@ all              7         1       900    12345
         for document in ({}, {"accounts": None, "totals": 3}, {"in_flight": [{}, {}]},
                          {"totals": {"a": {}, "b": {"c": 1}, "d": "e"}},
                          {"totals": {"a": 1}, "models": {"m": 3, "n": {"b": 2}}},
-                         {"accounts": [{}, 3, {"enabled": False}]}):
+                         {"accounts": [{}, 3, {"enabled": False}]}, {"accounts": 5},
+                         {"uptime_seconds": math.inf, "accounts": [{"ready_in_seconds":
+                                                                     math.nan}]}):
             with self.subTest(document):
                 self.assertTrue(gw.status_lines(document, "http://127.0.0.1:1"))
 
