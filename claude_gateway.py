@@ -15851,14 +15851,14 @@ def clause_demo_fault(bench: Bench) -> None:
 def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Validate the configuration and print what it resolves to."""
     config, path = load_config(options, environ)
-    say("configuration: %s" % (path or "none (defaults)"))
+    say(escape_controls("configuration: %s" % (path or "none (defaults)")))
     for line in describe_config(config) + provider_lines(config) + setting_lines(config):
-        say(line)
+        say(escape_controls(line))
     say("what happens when an upstream fails (case (statuses or kinds): what it is; ...):")
     for line in policy_lines():
         say("  " + line)
     for warning in config.warnings:
-        say("warning: " + warning)
+        say(escape_controls("warning: " + warning))
     fault = startup_fault(config)
     if fault:
         raise ConfigError([fault])
@@ -15889,7 +15889,7 @@ def command_init(options: argparse.Namespace, environ: Mapping[str, str]) -> int
         complain("claude_gateway: cannot write %s: %s" % (path, reason_of(error)))
         return EXIT_BAD
     for line in starter_lines(path):
-        say(line)
+        say(escape_controls(line))
     return EXIT_GOOD
 
 
@@ -16115,7 +16115,7 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
         return EXIT_BAD
     for line in banner_lines(gateway, config, path, options.quiet,
                              detected_shell(environ, os.name == "nt")):
-        output(line)
+        output(escape_controls(line))
     watch = FileWatch(path)
     # A file that was found is named from now on: were it gone, the defaults would have
     # neither keys nor accounts.

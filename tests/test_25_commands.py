@@ -94,6 +94,31 @@ class HelpTest(FolderTest):
                 self.assertNotIn(b"\x1b", result.stdout, "no colours where nobody looks on")
 
 
+@unittest.skipIf(ON_WINDOWS, "no such file names there")
+class ControlsTest(FolderTest):
+    """What stands in a configuration or a file's name cannot steer a terminal."""
+
+    NAME = "own\x1b]0;x\x07\x9b.json"
+
+    def test_check_init_and_the_banner(self):
+        result = self.command("init", self.NAME)
+        self.assertEqual((result.returncode, self.controls(result)), (0, ""))
+        path = self.write(self.NAME, {"port": 0, "providers": [{
+            "name": "p", "base_url": "http://127.0.0.1:9", "accounts": [
+                {"name": "a", "key_command": ["print\x1b[2J\x9b", "x"]}]}]})
+        result = self.command("check", "--config", self.NAME)
+        self.assertEqual((result.returncode, self.controls(result)), (0, ""))
+        self.assertIn("printed by print\\x1b[2J\\x9b\n", result.stdout)
+        with GatewayProcess(args=["--config", path]) as gateway:
+            gateway.stop()
+        self.assertIn("printed by print\\x1b[2J\\x9b", gateway.output())
+        self.assertNotRegex(gateway.output(), "[\x1b\x9b]")
+
+    @staticmethod
+    def controls(result):
+        return "".join(re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.stdout + result.stderr))
+
+
 class TerminalTest(unittest.TestCase):
 
     def test_who_gets_colours(self):
