@@ -115,6 +115,7 @@ from typing import Iterable
 from typing import Iterator
 from typing import Mapping
 from typing import NamedTuple
+from typing import NoReturn
 from typing import Optional
 from typing import Sequence
 from typing import Union
@@ -13754,10 +13755,20 @@ OWN_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """One whose errors go where they may be kept: a mistyped option's value may be a key."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with 2 and a line."""
+        if message.startswith("unrecognized arguments"):
+            message = re.sub(r"( -[^\s=]+=)\S+", r"\1***", message)
+        super().error(escape_controls(message))
+
+
 def argument_parser(command: str = "") -> argparse.ArgumentParser:
     """The options of one command, as its ``--help`` shows them; without one, of all."""
     told = COMMAND_TEXTS.get(command)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="claude_gateway.py",
         allow_abbrev=False,
         add_help=False,

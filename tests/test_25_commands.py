@@ -77,6 +77,13 @@ class HelpTest(FolderTest):
                 result = self.command(*arguments)
                 self.assertEqual((result.returncode, result.stdout), (2, ""))
 
+    def test_a_wrong_line_is_told_without_its_values_and_controls(self):
+        for argument, told in (("--apikey=MARKED", "--apikey=***"), ("--a\x1b[2J", "--a\\x1b[2J"),
+                               ("--upstream_key=MARKED=", "--upstream_key=***")):
+            result = self.command("serve", argument)
+            self.assertEqual((result.returncode, result.stderr.split("\n")[1]), (
+                2, "claude_gateway.py: error: unrecognized arguments: " + told))
+
     def test_options_stand_anywhere(self):
         options = gw.parse_options(["--port", "9", "init", "--auth", "off", "a.json"])
         self.assertEqual((options.command, options.path, options.port), ("init", "a.json", 9))
