@@ -15891,6 +15891,7 @@ def command_init(options: argparse.Namespace, environ: Mapping[str, str]) -> int
     if path.endswith(".toml"):
         raise ConfigError(["init: %s: it writes JSON; choose a name that ends in .json" % path])
     text = json.dumps(starter_settings(options), indent=2) + "\n"
+    Config.from_dict(json.loads(text), environ)  # what check would refuse is not written
     try:
         write_new_file(path, text.encode("utf-8"))
     except FileExistsError:
@@ -15924,6 +15925,8 @@ def starter_settings(options: argparse.Namespace) -> dict:
     provider = {row.path: row.default for row in PROVIDER_SETTINGS if row.default is not None}
     # A header map is read into pairs; as JSON it is an object.
     provider["headers"] = {}
+    if options.upstream and not options.demo:
+        provider["base_url"] = options.upstream
     name = DEMO if options.demo else "anthropic"
     rows["providers"] = [dict({"name": name}, **nested(provider))]
     return nested(rows)

@@ -269,6 +269,20 @@ class InitTest(FolderTest):
         self.assertNotIn("MARKED", text + result.stdout)
         self.assertIn("python3 claude_gateway.py check --config other.json\n", result.stdout)
 
+    def test_the_upstream_is_written(self):
+        self.assertEqual(self.command("init", "--upstream", "https://own.example/api").returncode, 0)
+        result = self.command("check")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("\nprovider anthropic: https://own.example/api\n", result.stdout)
+
+    def test_what_check_would_refuse_is_not_written(self):
+        for words in (["--port", "99999"], ["--host", ""], ["--upstream", "own.example"]):
+            with self.subTest(words):
+                result = self.command("init", *words)
+                self.assertEqual((result.returncode, result.stdout), (2, ""))
+                self.assertNotIn("Traceback", result.stderr)
+        self.assertFalse(os.path.exists(os.path.join(self.work, "claude_gateway.json")))
+
     @unittest.skipIf(ON_WINDOWS, "no such bits there")
     def test_the_owner_alone_may_read_it(self):
         self.command("init")
