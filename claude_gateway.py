@@ -5998,9 +5998,11 @@ class RecordRing:
             if not is_quiet(record):
                 self._records.append(record)
                 self._seen_count += 1
-            if not record.provider and not record.error:
-                count, tokens = self._local_answers.get(record.route, (0, 0))
-                self._local_answers[record.route] = (count + 1, tokens + record.saved_tokens)
+            # Without a status nothing was answered: the client had left before.
+            if record.status and not record.provider and not record.error:
+                kind = record.route or "none"  # as the metrics name it
+                count, tokens = self._local_answers.get(kind, (0, 0))
+                self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
 
     @property
     def seen_count(self) -> int:
