@@ -13261,6 +13261,8 @@ function keep(value) {
   try { if (value) sessionStorage.setItem("claude_gateway_key", value); else sessionStorage.removeItem("claude_gateway_key"); } catch (error) { /* as above */ }
 }
 async function ask(path) {
+  // No header can hold such a key, and no gateway has it; fetch would throw as if none answered.
+  if (/[^\x21-\x7e]/.test(key)) throw Object.assign(new Error(), {status: 401});
   const answer = await fetch(base + path, {headers: key ? {"x-api-key": key} : {}, signal: abort.signal, credentials: "omit", cache: "no-store"});
   if (answer.ok) return answer.json();
   const told = await answer.json().catch(() => ({}));
