@@ -4722,6 +4722,10 @@ def read_providers(value: Any, path: str, problems: Problems) -> tuple[Provider,
     """``providers``: each with its preset's defaults filled in."""
     rows = list_of(lambda item, at, found: read_provider(item, at, found))(value, path, problems)
     refuse_doubles([row.name for row in rows], path, problems)
+    if not problems.has(path):
+        # Names may hold slashes: "a/b" and "c" would be told as "a" and "b/c" are.
+        refuse_doubles(["%s/%s" % (row.name, account.name) for row in rows
+                        for account in row.accounts], path, problems)
     return rows
 
 
