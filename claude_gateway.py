@@ -115,6 +115,7 @@ from typing import Iterable
 from typing import Iterator
 from typing import Mapping
 from typing import NamedTuple
+from typing import NoReturn
 from typing import Optional
 from typing import Sequence
 from typing import Union
@@ -4724,6 +4725,10 @@ def read_providers(value: Any, path: str, problems: Problems) -> tuple[Provider,
     """``providers``: each with its preset's defaults filled in."""
     rows = list_of(lambda item, at, found: read_provider(item, at, found))(value, path, problems)
     refuse_doubles([row.name for row in rows], path, problems)
+    if not problems.has(path):
+        # Names may hold slashes: "a/b" and "c" would be told as "a" and "b/c" are.
+        refuse_doubles(["%s/%s" % (row.name, account.name) for row in rows
+                        for account in row.accounts], path, problems)
     return rows
 
 
@@ -6000,9 +6005,11 @@ class RecordRing:
             if not is_quiet(record):
                 self._records.append(record)
                 self._seen_count += 1
-            if not record.provider and not record.error:
-                count, tokens = self._local_answers.get(record.route, (0, 0))
-                self._local_answers[record.route] = (count + 1, tokens + record.saved_tokens)
+            # Without a status nothing was answered: the client had left before.
+            if record.status and not record.provider and not record.error:
+                kind = record.route or "none"  # as the metrics name it
+                count, tokens = self._local_answers.get(kind, (0, 0))
+                self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
 
     @property
     def seen_count(self) -> int:
@@ -13321,6 +13328,8 @@ function keep(value) {
   try { if (value) sessionStorage.setItem("claude_gateway_key", value); else sessionStorage.removeItem("claude_gateway_key"); } catch (error) { /* as above */ }
 }
 async function ask(path) {
+  // No header can hold such a key, and no gateway has it; fetch would throw as if none answered.
+  if (/[^\x21-\x7e]/.test(key)) throw Object.assign(new Error(), {status: 401});
   const answer = await fetch(base + path, {headers: key ? {"x-api-key": key} : {}, signal: abort.signal, credentials: "omit", cache: "no-store"});
   if (answer.ok) return answer.json();
   const told = await answer.json().catch(() => ({}));
@@ -13817,10 +13826,20 @@ OWN_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """One whose errors go where they may be kept: a mistyped option's value may be a key."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with 2 and a line."""
+        if message.startswith("unrecognized arguments"):
+            message = re.sub(r"( -[^\s=]+=)\S+", r"\1***", message)
+        super().error(escape_controls(message))
+
+
 def argument_parser(command: str = "") -> argparse.ArgumentParser:
     """The options of one command, as its ``--help`` shows them; without one, of all."""
     told = COMMAND_TEXTS.get(command)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="claude_gateway.py",
         allow_abbrev=False,
         add_help=False,
@@ -14261,7 +14280,8 @@ def human_seconds(seconds: Any) -> str:
     >>> human_seconds(3725), human_seconds(12.4), human_seconds(None)
     ('1 h 2 min', '12 s', '?')
     """
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) \
+            or not math.isfinite(seconds):
         return "?"
     whole = int(math.ceil(seconds)) if seconds < 10 else int(seconds)
     for name, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60),
@@ -14288,7 +14308,8 @@ def port_holder(port: int) -> str:
         try:
             links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
             if "socket:[%s]" % inode in links:
-                with open("/proc/%s/comm" % process, encoding="utf-8") as file:
+                # A process may give itself any bytes for a name.
+                with open("/proc/%s/comm" % process, encoding="utf-8", errors="replace") as file:
                     return "process %s, %s" % (process, file.read().strip())
         except OSError:
             continue  # safe: a process of another user, or one that has just ended
@@ -14315,14 +14336,33 @@ def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
     import http.client  # needed by status, doctor and selftest
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    late = threading.Event()
+
+    def hang_up(connected: Any) -> None:
+        late.set()
+        with contextlib.suppress(OSError):  # closed in this moment
+            connected.shutdown(2)  # both ways
+
+    timer = None
     try:
+        connection.connect()
+        # The time limit of a socket is for each byte; this one is for all.
+        timer = threading.Timer(seconds, hang_up, [connection.sock])
+        timer.daemon = True
+        timer.start()
         connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
-        return (response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES))
+        answer = response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES)
     except http.client.HTTPException as error:
-        raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
+        if not late.is_set():
+            raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
     finally:
+        if timer:
+            timer.cancel()
         connection.close()
+    if late.is_set():
+        raise OSError("timed out")
+    return answer
 
 
 # ---- 22. Doctor --------------------------------------------------------------
@@ -15895,14 +15935,14 @@ def clause_demo_fault(bench: Bench) -> None:
 def command_check(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Validate the configuration and print what it resolves to."""
     config, path = load_config(options, environ)
-    say("configuration: %s" % (path or "none (defaults)"))
+    say(escape_controls("configuration: %s" % (path or "none (defaults)")))
     for line in describe_config(config) + provider_lines(config) + setting_lines(config):
-        say(line)
+        say(escape_controls(line))
     say("what happens when an upstream fails (case (statuses or kinds): what it is; ...):")
     for line in policy_lines():
         say("  " + line)
     for warning in config.warnings:
-        say("warning: " + warning)
+        say(escape_controls("warning: " + warning))
     fault = startup_fault(config)
     if fault:
         raise ConfigError([fault])
@@ -15924,6 +15964,7 @@ def command_init(options: argparse.Namespace, environ: Mapping[str, str]) -> int
     if path.endswith(".toml"):
         raise ConfigError(["init: %s: it writes JSON; choose a name that ends in .json" % path])
     text = json.dumps(starter_settings(options), indent=2) + "\n"
+    Config.from_dict(json.loads(text), environ)  # what check would refuse is not written
     try:
         write_new_file(path, text.encode("utf-8"))
     except FileExistsError:
@@ -15933,7 +15974,7 @@ def command_init(options: argparse.Namespace, environ: Mapping[str, str]) -> int
         complain("claude_gateway: cannot write %s: %s" % (path, reason_of(error)))
         return EXIT_BAD
     for line in starter_lines(path):
-        say(line)
+        say(escape_controls(line))
     return EXIT_GOOD
 
 
@@ -15957,6 +15998,8 @@ def starter_settings(options: argparse.Namespace) -> dict:
     provider = {row.path: row.default for row in PROVIDER_SETTINGS if row.default is not None}
     # A header map is read into pairs; as JSON it is an object.
     provider["headers"] = {}
+    if options.upstream and not options.demo:
+        provider["base_url"] = options.upstream
     name = DEMO if options.demo else "anthropic"
     rows["providers"] = [dict({"name": name}, **nested(provider))]
     return nested(rows)
@@ -16035,9 +16078,11 @@ def asked_status(config: Config) -> tuple[Optional[dict], str]:
     if status == 200:
         try:
             document = json.loads(body.decode("utf-8"))
-            if isinstance(document, dict):
+            # Others answer everything with JSON, too.
+            if isinstance(document, dict) and isinstance(document.get("version"), str) \
+                    and isinstance(document.get("accounts"), list):
                 return document, ""
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # told below
     return None, faults.get(status, "what answers at %s (status %d) is no gateway" % (url, status))
 
@@ -16048,7 +16093,8 @@ def status_lines(document: Mapping[str, Any], url: str) -> list[str]:
     lines = ["claude_gateway %s at %s, up %s, %s in flight" % (
         document.get("version", "?"), url, human_seconds(document.get("uptime_seconds")),
         len(in_flight) if isinstance(in_flight, list) else in_flight)]
-    accounts = [row for row in document.get("accounts") or [] if isinstance(row, dict)]
+    told = document.get("accounts")
+    accounts = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
     if accounts:
         head = ("provider", "account", "state", "ready in", "in flight", "last error")
         lines += ["", *aligned([head, *(account_row(row) for row in accounts)])]
@@ -16156,7 +16202,7 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
         return EXIT_BAD
     for line in banner_lines(gateway, config, path, options.quiet,
                              detected_shell(environ, os.name == "nt")):
-        output(line)
+        output(escape_controls(line))
     watch = FileWatch(path)
     # A file that was found is named from now on: were it gone, the defaults would have
     # neither keys nor accounts.

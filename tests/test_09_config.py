@@ -173,6 +173,13 @@ class FaultsTest(unittest.TestCase):
                 self.assertEqual(problems_of(settings),
                                  ['%s: the name "%s" stands 2 times' % (path, name)])
 
+    def test_no_two_accounts_are_told_of_by_one_name(self):
+        rows = [dict(MINIMAL_PROVIDER, name=provider, accounts=[{"name": name, "api_key": name}])
+                for provider, name in (("a/b", "c"), ("a", "b/c"))]
+        self.assertEqual(problems_of({"providers": rows}),
+                         ['providers: the name "a/b/c" stands 2 times'])
+        self.assertEqual(problems_of({"providers": rows[:1]}), [])
+
     def test_the_exception_shows_every_line(self):
         error = gw.ConfigError(["a: b", "c: d"])
         self.assertEqual((str(error), error.problems), ("a: b\nc: d", ["a: b", "c: d"]))

@@ -346,6 +346,7 @@ class RecordRingTest(unittest.TestCase):
     def ring_of(self, *records, size=3):
         ring = gw.RecordRing(size)
         for values in records:
+            values.setdefault("status", 200)
             record = gw.RequestRecord(values.pop("id", "r"), "GET", 0)
             for name, value in values.items():
                 setattr(record, name, value)
@@ -375,6 +376,11 @@ class RecordRingTest(unittest.TestCase):
                             {"route": "messages", "provider": "p"},
                             {"route": "messages", "error": "bad JSON"}, size=1)
         self.assertEqual(ring.local_answers(), {"health": (2, 0), "models": (1, 0)})
+
+    def test_nothing_answered_is_no_local_answer_and_no_route_is_none(self):
+        ring = self.ring_of({"route": "messages", "status": 0, "ended": "client_left"},
+                            {"route": "", "status": 204})
+        self.assertEqual(ring.local_answers(), {"none": (1, 0)})
 
     def test_gives_copies(self):
         ring = self.ring_of({"route": "models"})

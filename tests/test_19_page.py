@@ -72,6 +72,11 @@ class PageTest(unittest.TestCase):
             with self.subTest(word):
                 self.assertNotIn(word, gw.DASHBOARD)
 
+    def test_a_key_that_no_header_can_hold_is_a_wrong_key(self):
+        """fetch would throw, and the page say that the gateway does not answer."""
+        self.assertRegex(gw.DASHBOARD, r"async function ask\(path\) \{\n +//.*\n"
+                         r" +if \(/\[\^\\x21-\\x7e\]/\.test\(key\)\) throw .*\{status: 401\}")
+
     def test_no_handler_or_style_in_attributes(self):
         for tag, attributes in self.parsed.elements:
             self.assertEqual([name for name in attributes if name.startswith("on") or name == "style"],

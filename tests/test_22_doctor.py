@@ -329,6 +329,17 @@ class DoctorTest(ProgramTest):
             "        mend: python3 claude_gateway.py --port PORT+1\n")}, "9 ok, 0 warn, 1 FAIL")
 
     @unittest.skipUnless(ON_LINUX, "the holder is learnt from /proc")
+    def test_a_holder_whose_name_is_no_text(self):
+        code = ("import socket, sys; open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J');"
+                "held = socket.socket(); held.bind(('127.0.0.1', 0)); held.listen(1);"
+                "print(held.getsockname()[1], flush=True); sys.stdin.read()")
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE) as process:
+            told = gw.port_holder(int(process.stdout.readline()))
+            process.stdin.close()
+        self.assertEqual(told, "process %d, \ufffd\x1b[2J" % process.pid)
+
+    @unittest.skipUnless(ON_LINUX, "the holder is learnt from /proc")
     def test_port_held_by_a_gateway_is_good(self):
         with running_gateway({"name": "demo"}) as gateway:
             self.port = gateway.port

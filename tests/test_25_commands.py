@@ -1,13 +1,16 @@
 """Sections 21 and 25: help, shells, colours, init, status, the banner, interruption."""
 
+import contextlib
 import io
 import json
+import math
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import types
 import unittest
 import unittest.mock
@@ -74,6 +77,13 @@ class HelpTest(FolderTest):
                 result = self.command(*arguments)
                 self.assertEqual((result.returncode, result.stdout), (2, ""))
 
+    def test_a_wrong_line_is_told_without_its_values_and_controls(self):
+        for argument, told in (("--apikey=MARKED", "--apikey=***"), ("--a\x1b[2J", "--a\\x1b[2J"),
+                               ("--upstream_key=MARKED=", "--upstream_key=***")):
+            result = self.command("serve", argument)
+            self.assertEqual((result.returncode, result.stderr.split("\n")[1]), (
+                2, "claude_gateway.py: error: unrecognized arguments: " + told))
+
     def test_options_stand_anywhere(self):
         options = gw.parse_options(["--port", "9", "init", "--auth", "off", "a.json"])
         self.assertEqual((options.command, options.path, options.port), ("init", "a.json", 9))
@@ -89,6 +99,31 @@ class HelpTest(FolderTest):
                 result.stdout.decode("cp1252")
                 self.assertNotIn(b"Traceback", result.stderr)
                 self.assertNotIn(b"\x1b", result.stdout, "no colours where nobody looks on")
+
+
+@unittest.skipIf(ON_WINDOWS, "no such file names there")
+class ControlsTest(FolderTest):
+    """What stands in a configuration or a file's name cannot steer a terminal."""
+
+    NAME = "own\x1b]0;x\x07\x9b.json"
+
+    def test_check_init_and_the_banner(self):
+        result = self.command("init", self.NAME)
+        self.assertEqual((result.returncode, self.controls(result)), (0, ""))
+        path = self.write(self.NAME, {"port": 0, "providers": [{
+            "name": "p", "base_url": "http://127.0.0.1:9", "accounts": [
+                {"name": "a", "key_command": ["print\x1b[2J\x9b", "x"]}]}]})
+        result = self.command("check", "--config", self.NAME)
+        self.assertEqual((result.returncode, self.controls(result)), (0, ""))
+        self.assertIn("printed by print\\x1b[2J\\x9b\n", result.stdout)
+        with GatewayProcess(args=["--config", path]) as gateway:
+            gateway.stop()
+        self.assertIn("printed by print\\x1b[2J\\x9b", gateway.output())
+        self.assertNotRegex(gateway.output(), "[\x1b\x9b]")
+
+    @staticmethod
+    def controls(result):
+        return "".join(re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.stdout + result.stderr))
 
 
 class TerminalTest(unittest.TestCase):
@@ -234,6 +269,20 @@ class InitTest(FolderTest):
         self.assertNotIn("MARKED", text + result.stdout)
         self.assertIn("python3 claude_gateway.py check --config other.json\n", result.stdout)
 
+    def test_the_upstream_is_written(self):
+        self.assertEqual(self.command("init", "--upstream", "https://own.example/api").returncode, 0)
+        result = self.command("check")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("\nprovider anthropic: https://own.example/api\n", result.stdout)
+
+    def test_what_check_would_refuse_is_not_written(self):
+        for words in (["--port", "99999"], ["--host", ""], ["--upstream", "own.example"]):
+            with self.subTest(words):
+                result = self.command("init", *words)
+                self.assertEqual((result.returncode, result.stdout), (2, ""))
+                self.assertNotIn("Traceback", result.stderr)
+        self.assertFalse(os.path.exists(os.path.join(self.work, "claude_gateway.json")))
+
     @unittest.skipIf(ON_WINDOWS, "no such bits there")
     def test_the_owner_alone_may_read_it(self):
         self.command("init")
@@ -322,6 +371,9 @@ all              7         1       900    12345
             ("older", json_response(error_body("not_found_error", "x"), 404), "no /gateway/status"),
             ("another program", json_response(b"<html>"), "is no gateway"),
             ("a list", json_response(b"[]"), "is no gateway"),
+            ("deep", json_response(b"[" * 100000), "is no gateway"),
+            ("JSON of others", json_response({"status": "ok"}), "is no gateway"),
+            ("nearly", json_response({"version": "1", "accounts": 5}), "is no gateway"),
             ("broken", json_response({}, 500), "is no gateway"),
         ]
         for name, response, part in table:
@@ -340,6 +392,19 @@ all              7         1       900    12345
             result = self.command("status", "--port", upstream.url.rsplit(":", 1)[1])
         self.assertEqual((result.returncode, result.stderr.count("\n")), (1, 1))
         self.assertIn("does not speak http", result.stderr)
+
+    def test_an_answer_byte_by_byte_does_not_hold_it(self):
+        def drip(connection):
+            connection.read_request()
+            connection.send(b"HTTP/1.1 200 OK\r\n")
+            left = threading.Event()
+            with contextlib.suppress(OSError):
+                while not left.wait(0.05):  # slower than a busy loop, within any socket's limit
+                    connection.send(b"X")
+
+        with ScriptedUpstream(drip) as upstream:
+            with self.assertRaisesRegex(OSError, "timed out"):
+                gw.fetch(upstream.url, "/gateway/status", [], 0.3)
 
     def test_none_runs(self):
         port = free_port()
@@ -365,7 +430,9 @@ all              7         1       900    12345
         for document in ({}, {"accounts": None, "totals": 3}, {"in_flight": [{}, {}]},
                          {"totals": {"a": {}, "b": {"c": 1}, "d": "e"}},
                          {"totals": {"a": 1}, "models": {"m": 3, "n": {"b": 2}}},
-                         {"accounts": [{}, 3, {"enabled": False}]}):
+                         {"accounts": [{}, 3, {"enabled": False}]}, {"accounts": 5},
+                         {"uptime_seconds": math.inf, "accounts": [{"ready_in_seconds":
+                                                                     math.nan}]}):
             with self.subTest(document):
                 self.assertTrue(gw.status_lines(document, "http://127.0.0.1:1"))
 
