@@ -15982,12 +15982,15 @@ def write_new_file(path: str, data: bytes) -> None:
     """A file of one's own (mode 0600) that was not there before.  Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o600)
+    is_whole = False
     try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-    except OSError:
-        os.unlink(path)  # a half would be taken for the user's own
-        raise
+        while data:
+            data = data[os.write(descriptor, data):]
+        is_whole = True
+    finally:
+        os.close(descriptor)  # first: Windows removes no file that is open
+        if not is_whole:
+            os.unlink(path)  # a half would be taken for the user's own
 
 
 def starter_settings(options: argparse.Namespace) -> dict:

@@ -220,7 +220,7 @@ class SecretsTest(unittest.TestCase):
                         [sys.executable, support.GATEWAY_FILE, command, "--config", path, *extra],
                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30,
                         cwd=self.folder)
-                    self.check_nothing([result.stdout.decode()], command)
+                    self.check_nothing([result.stdout.decode("utf-8", "replace")], command)
             with support.GatewayProcess(config) as gateway:
                 self.check_nothing(self.ask_everything(gateway.port), "an answer")
                 gateway.stop()

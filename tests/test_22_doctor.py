@@ -294,7 +294,7 @@ ok    client        ANTHROPIC_BASE_URL points here; nothing contradicts it
         result = self.command("doctor", "--config", path, *arguments, **environ)
         self.assertEqual(result.stderr, "")
         self.assertNotIn("MARKED", result.stdout)
-        text = re.sub(r"(python +).*", r"\1PYTHON", result.stdout, 1)
+        text = re.sub(r"(python +).*", r"\1PYTHON", result.stdout, count=1)
         for number, name in ((self.port + 1, "PORT+1"), (self.port, "PORT"),
                              (int(where.rsplit(":", 1)[1]), "UPSTREAM")):
             text = text.replace(":%d" % number, ":" + name).replace(" %d" % number, " " + name)

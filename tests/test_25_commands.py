@@ -16,6 +16,7 @@ import unittest
 import unittest.mock
 
 import claude_gateway as gw
+from tests import shim
 from tests.running import running_gateway
 from tests.support import GATEWAY_FILE
 from tests.support import Gate
@@ -167,6 +168,7 @@ class TerminalTest(unittest.TestCase):
                 unittest.mock.patch.object(gw.os, "name", "nt"):
             return gw.can_colour(stream, {}), modes
 
+    @shim.needs("an import hook of the shim stands in for msvcrt")
     def test_windows_consoles_are_asked_to_take_them(self):
         self.assertEqual(self.windows(1), (True, [4]))
         self.assertEqual(self.windows(0), (False, [4]))
@@ -313,7 +315,7 @@ class InitTest(FolderTest):
     def test_half_a_file_is_not_left(self):
         path = os.path.join(self.work, "a.json")
         full = OSError(28, "No space left on device")
-        with unittest.mock.patch("builtins.open", side_effect=full):
+        with unittest.mock.patch.object(gw.os, "write", side_effect=[1, full]):
             with self.assertRaises(OSError):
                 gw.write_new_file(path, b"{}")
         self.assertFalse(os.path.exists(path))
