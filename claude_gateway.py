@@ -238,6 +238,9 @@ LOG_FLUSH_SECONDS = 2.0
 MAX_REST_SECONDS = 1800.0
 MODEL_UNKNOWN_SECONDS = 12 * 3600.0
 MAX_UNKNOWN_MODELS = 1000
+# Models whose providers and accounts are known by name, and accounts whose state is.
+MAX_ROUTED_MODELS = 256
+MAX_CANDIDATES_KEPT = 4096
 RAMP_SECONDS = 30.0
 RAMP_STEP_SECONDS = 0.25
 BACKOFF_SECONDS = 0.5
@@ -1482,25 +1485,24 @@ def retry_after_seconds(headers: Headers, wall_now: float) -> Optional[float]:
 class RateLimit(NamedTuple):
     """One limit as an upstream tells it; None for what it did not say.
 
-    ``reset_in`` is in seconds from ``seen_at`` (monotonic; 0 until it is kept).
+    ``reset_in`` is in seconds from the answer that told it.
     """
 
     limit: Optional[float] = None
     remaining: Optional[float] = None
     reset_in: Optional[float] = None
     status: str = ""
-    seen_at: float = 0.0
 
     @property
     def rejected(self) -> bool:
         """Whether the upstream says that it takes nothing until the reset."""
         return self.status == "rejected"
 
-    def as_dict(self, now: float) -> dict:
+    def as_dict(self, age_seconds: float) -> dict:
         """For people: what is known of it, the reset in seconds from now."""
         told = {"limit": self.limit, "remaining": self.remaining, "status": self.status or None,
                 "resets_in_seconds": None if self.reset_in is None else
-                round(max(0.0, self.reset_in - (now - self.seen_at)), 3)}
+                round(max(0.0, self.reset_in - age_seconds), 3)}
         return {name: value for name, value in told.items() if value is not None}
 
 
@@ -3890,11 +3892,21 @@ class TokenCalibration:
     # What is further off is no tokenizer's difference (a cache, a proxy's own
     # prompt, a count of something else).
     LEAST, MOST = 0.5, 2.0
+    # An estimate is a tenth of what a small request costs: under load one a second does.
+    FIRST_COUNT, PAUSE_SECONDS = 20, 1.0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # model -> (ratio, observations), the one observed last at the end.
         self._ratios: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
+        self._due = 0.0
+
+    def is_due(self, model: str, now: float) -> bool:
+        """Whether one more observation is worth its estimate: the first ones, then one a second."""
+        if self._ratios.get(model, (1.0, 0))[1] >= self.FIRST_COUNT and now < self._due:
+            return False
+        self._due = now + self.PAUSE_SECONDS
+        return True
 
     def observe(self, model: str, estimated: int, real: int) -> None:
         """Take note of an estimate and what the upstream counted for the same request."""
@@ -5143,31 +5155,22 @@ def candidate_providers(config: Config, model: str) -> list[Provider]:
             if provider.knows(model) or provider.knows(stem)] or enabled
 
 
-class Candidate(NamedTuple):
-    """Who might be asked; ``account`` None is the client's own credential."""
+class Candidate:
+    """Who might be asked; ``account`` None is the client's own credential.
 
-    provider: Provider
-    account: Optional[Account]
+    ``key`` tells it from all others, ``name`` is how logs and errors call it.  The
+    lowest ``tier`` goes first, a strategy chooses within one; ``weight`` is its share.
+    """
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What tells it from all others."""
-        return self.provider.name, self.account.name if self.account else ""
+    __slots__ = ("provider", "account", "key", "name", "tier", "weight")
 
-    @property
-    def name(self) -> str:
-        """Provider and account, as logs and errors name them."""
-        return "/".join(filter(None, self.key))
-
-    @property
-    def tier(self) -> tuple[float, float]:
-        """The lowest goes first; a strategy chooses within one."""
-        return self.provider.priority, self.account.priority if self.account else 0.0
-
-    @property
-    def weight(self) -> float:
-        """Its share under the strategy weighted."""
-        return self.provider.weight * (self.account.weight if self.account else 1.0)
+    def __init__(self, provider: Provider, account: Optional[Account]) -> None:
+        self.provider = provider
+        self.account = account
+        self.key = provider.name, account.name if account else ""
+        self.name = "/".join(filter(None, self.key))
+        self.tier = provider.priority, account.priority if account else 0.0
+        self.weight = provider.weight * (account.weight if account else 1.0)
 
 
 def candidates(provider: Provider, model: str) -> list[Candidate]:
@@ -5213,7 +5216,9 @@ class AccountState:
         self.starts: collections.deque[float] = collections.deque()
         # Where it stands in the strategy weighted (stride scheduling).
         self.turn = 0.0
+        # As the newest answer told them, and when that came.
         self.limits: Mapping[str, RateLimit] = {}
+        self.limits_told = -math.inf
         self.last_error = ""
 
     def name(self, now: float) -> str:
@@ -5314,7 +5319,8 @@ class AccountState:
             "ready_in_seconds": round(max(0.0, until - now), 3),
             "in_flight": self.in_flight,
             "last_error": self.last_error,
-            "limits": {name: limit.as_dict(now) for name, limit in self.limits.items()},
+            "limits": {name: limit.as_dict(now - self.limits_told)
+                       for name, limit in self.limits.items()},
         }
 
 
@@ -5380,6 +5386,8 @@ class AccountPool:
         self._lock = threading.Lock()
         # By account and credential: a request from before a reload has the old key.
         self._states: dict[tuple[Any, ...], AccountState] = {}
+        # The same by those who have been asked for: hashing a credential costs 5 us.
+        self._states_found: dict[Candidate, AccountState] = {}
         self._leases_count = 0
         self._turn = 0.0
         # (conversation, model) -> (candidate's key, last use); the oldest go.
@@ -5406,6 +5414,9 @@ class AccountPool:
         """
         now = self._monotonic()
         with self._lock:
+            own = self._own(wanted, again_at, now)
+            if own is not None:
+                return self._taken(own, strategy, now)
             ready: list[Candidate] = []
             later: list[tuple[float, float, int, Candidate]] = []
             for place, candidate in enumerate(self._eligible(wanted, now)):
@@ -5415,7 +5426,7 @@ class AccountPool:
                 elif wait < math.inf:
                     later.append((max(wait, rank), wait, place, candidate))
             if ready:
-                return self._taken(self._best(ready, wanted, strategy, now), strategy, now)
+                return self._taken(self._best(ready, strategy), strategy, now)
             if not later:
                 return math.inf
             _, wait, _, candidate = min(later)
@@ -5438,13 +5449,19 @@ class AccountPool:
             return wait, RATHER_WAIT_SECONDS
         return wait, min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
 
-    def _best(self, ready: Sequence[Candidate], wanted: Wanted, strategy: str,
-              now: float) -> Candidate:
-        """The conversation's own, else what the strategy says within the first tier."""
-        own = self._bound(wanted, now)
-        for candidate in ready:
-            if candidate.key == own:
-                return candidate
+    def _own(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float],
+             now: float) -> Optional[Candidate]:
+        """The conversation's own, if it is ready: then nobody else is looked at."""
+        bound = self._bound(wanted, now)
+        if bound is not None:
+            for candidate in self._eligible(wanted, now):
+                if candidate.key == bound:
+                    wait, rank = self._delay(candidate, again_at, now)
+                    return candidate if wait <= 0 and rank <= 0 else None
+        return None
+
+    def _best(self, ready: Sequence[Candidate], strategy: str) -> Candidate:
+        """What the strategy says within the first tier."""
         first = min(candidate.tier for candidate in ready)
         tier = [candidate for candidate in ready if candidate.tier == first]
         return min(tier, key=lambda candidate: self._order(candidate, strategy))
@@ -5482,11 +5499,19 @@ class AccountPool:
     def _state(self, candidate: Candidate) -> AccountState:
         if candidate.account is None:
             return AccountState()  # each client's own credential has its own limits
-        return self._states.setdefault(state_key(candidate), AccountState())
+        state = self._states_found.get(candidate)
+        if state is None:
+            if len(self._states_found) >= MAX_CANDIDATES_KEPT:
+                self._states_found.clear()
+            state = self._states.setdefault(state_key(candidate), AccountState())
+            self._states_found[candidate] = state
+        return state
 
     def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
         unknown = self._unknown_models
+        if not unknown:
+            return wanted.candidates
         return [candidate for candidate in wanted.candidates
                 if now >= unknown.get((candidate.provider.name, wanted.models.get(
                     candidate.provider.name, "")), -math.inf)] or wanted.candidates
@@ -5495,8 +5520,10 @@ class AccountPool:
 
     def _bound(self, wanted: Wanted, now: float) -> Optional[tuple[str, str]]:
         """The account that a conversation had; for a model that is new in it, any it had."""
+        if not wanted.session:
+            return None
         for name in ((wanted.session, wanted.model), (wanted.session, "")):
-            found = self._sticky.get(name) if wanted.session else None
+            found = self._sticky.get(name)
             if found is not None and now - found[1] < STICKY_SECONDS:
                 return found[0]
         return None
@@ -5583,11 +5610,12 @@ class AccountPool:
         """Keep what an answer told of the limits; what is used up rests, softly."""
         if not limits:
             return
-        state.limits = {name: limit._replace(seen_at=now) for name, limit in limits.items()}
-        resets = [limit.reset_in for limit in used_up(limits) if limit.reset_in is not None]
+        state.limits, state.limits_told = limits, now
+        used = used_up(limits)
+        resets = [limit.reset_in for limit in used if limit.reset_in is not None]
         if resets and max(resets) > 0:
             until = now + min(max(resets), MAX_REST_SECONDS)
-            if any(limit.rejected for limit in used_up(limits)):
+            if any(limit.rejected for limit in used):
                 state.hard_until = max(state.hard_until, until)
             state.soft_until = max(state.soft_until, until)
             state.ramp_from, state.ramp_started = max(state.hard_until, state.soft_until), 0
@@ -5636,6 +5664,7 @@ class AccountPool:
         now = self._monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
+            self._states_found.clear()
             self._unknown_models.clear()
             for state in self._states.values():
                 if state.out:
@@ -5683,7 +5712,7 @@ class Attempts:
         self._monotonic = monotonic
         self._chance = chance
         self._again_at: dict[tuple[str, str], float] = {}
-        self._failures: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._failures: dict[tuple[str, str], int] = {}
         self._hopeless: set[tuple[str, str]] = set()
         self._renewing_seconds = 0.0
         self._over = False
@@ -5723,7 +5752,7 @@ class Attempts:
         """A call did not serve: gives the lease back; the seconds that its account rests."""
         key, now = lease.candidate.key, self._monotonic()
         rests = self._pool.release(lease, self.wanted, decision, outcome)
-        self._failures[key] += 1
+        self._failures[key] = self._failures.get(key, 0) + 1
         again_at = math.inf
         if decision.case == "rate_limited":
             case = case_of(outcome)
@@ -10671,6 +10700,29 @@ class Served:
         self.models = [model_listing(model, provider.owned_by, provider.name)
                        for provider in config.providers if provider.enabled
                        for model in provider.models]
+        # By model; names are clients', so that they are bounded.
+        self._providers: dict[str, list[Provider]] = {}
+        self._candidates: dict[tuple[str, float, str], list[Candidate]] = {}
+
+    def providers(self, model: str) -> list[Provider]:
+        """Which may serve a model, in order (:func:`candidate_providers`)."""
+        found = self._providers.get(model)
+        if found is None:
+            if len(self._providers) >= MAX_ROUTED_MODELS:
+                self._providers.clear()
+            found = self._providers[model] = candidate_providers(self.config, model)
+        return found
+
+    def candidates(self, provider: Provider, model: str) -> list[Candidate]:
+        """Its accounts that may serve a model (:func:`candidates`)."""
+        # Within a configuration a routed provider differs by its priority alone.
+        key = provider.name, provider.priority, model
+        found = self._candidates.get(key)
+        if found is None:
+            if len(self._candidates) >= MAX_ROUTED_MODELS:
+                self._candidates.clear()
+            found = self._candidates[key] = candidates(provider, model)
+        return found
 
 
 class Prepared(NamedTuple):
@@ -11138,7 +11190,7 @@ class Engine:
             body = dict(body, model=background)
             model = background
             exchange.edits.append("background_model")
-        providers = candidate_providers(exchange.served.config, model)
+        providers = exchange.served.providers(model)
         collect = "never" if counts else exchange.served.config.stream.collect
         bodies = {provider.name: self._prepared(exchange, body, provider, collect)
                   for provider in providers}
@@ -11164,7 +11216,7 @@ class Engine:
         door = exchange.door.owned(exchange)
         asked = parse_fields(values)
         model = exchange.record.model = asked["model"]
-        providers = candidate_providers(exchange.served.config, model)
+        providers = exchange.served.providers(model)
         # An alias says nothing of what the model behind it takes: read once for each such model.
         rules = {provider.name: (rules_model(provider, model), provider.preset == "anthropic")
                  for provider in providers}
@@ -11252,10 +11304,10 @@ class Engine:
 
     def _learn(self, exchange: Exchange) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
-        usage = exchange.record.usage
+        usage, model = exchange.record.usage, exchange.record.mapped_model
         real = usage.input + usage.cache_read + usage.cache_write
-        if exchange.body is not None and real and exchange.record.bytes_in <= MAX_CALIBRATED_BYTES:
-            model = exchange.record.mapped_model
+        if (exchange.body is not None and real and exchange.record.bytes_in <= MAX_CALIBRATED_BYTES
+                and self._calibration.is_due(model, self._monotonic())):
             self._calibration.observe(
                 model, estimate_tokens(dict(exchange.body, model=model)), real)
 
@@ -11314,7 +11366,7 @@ class Engine:
     def _wanted(exchange: Exchange, plan: Plan, providers: Sequence[Provider]) -> Wanted:
         """What the request wants of the pool; a conversation matters where there is a choice."""
         found = [candidate for provider in providers
-                 for candidate in candidates(provider, plan.model)]
+                 for candidate in exchange.served.candidates(provider, plan.model)]
         session = ""
         if exchange.served.config.routing.sticky and len(found) > 1 and exchange.body:
             session = conversation_key(exchange.request.headers, exchange.body)
