@@ -758,10 +758,11 @@ class HttpResponse:
     ``length`` is the body's length in bytes where it is known.  An iterable that
     raises UpstreamError ends the connection without a proper end of the body.
     ``close(ended)`` is called exactly once by whoever wrote the answer; ``ended``
-    is "" when all of it was written.
+    is "" when all of it was written.  ``ready`` says that the first chunk is there
+    already: it then goes down together with the head.
     """
 
-    __slots__ = ("status", "headers", "body", "length", "close_connection", "_on_close")
+    __slots__ = ("status", "headers", "body", "length", "close_connection", "ready", "_on_close")
 
     def __init__(
         self,
@@ -777,6 +778,7 @@ class HttpResponse:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.close_connection = close_connection
+        self.ready = False
         self._on_close = on_close
 
     def close(self, ended: str = "") -> None:
@@ -882,6 +884,7 @@ BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
                         % MAX_CHUNK_SIZE_DIGITS)
+PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})\r\n" % MAX_CHUNK_SIZE_DIGITS)
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
 
@@ -1121,7 +1124,9 @@ class ChunkedBody:
         self._pending += data
         self._at = 0
         pieces: list[bytes] = []
-        while self._step(pieces):
+        if self._step == self._size_line:
+            self._whole_chunks(pieces)
+        while self._at < len(self._pending) and self._step(pieces):
             pass
         self._pending = self._pending[self._at:]
         if self.done:
@@ -1132,6 +1137,24 @@ class ChunkedBody:
         """Raises EOFError unless the last chunk and the trailers have been seen."""
         if not self.done:
             raise EOFError("no last chunk")
+
+    def _whole_chunks(self, pieces: list[bytes]) -> None:
+        """Take the chunks that are all there: one look each instead of three steps.
+
+        As a rule a read of an event stream is such a chunk (2 us instead of 8).
+        """
+        pending, at = self._pending, self._at
+        while True:
+            match = PLAIN_CHUNK_LINE.match(pending, at)
+            if match is None:
+                break
+            start = match.end()
+            end = start + int(match.group(1), 16)
+            if start == end or pending[end:end + 2] != b"\r\n":
+                break
+            pieces.append(pending[start:end])
+            at = end + 2
+        self._at = at
 
     # Each step uses what is pending from `_at` on, and says whether the next one
     # may be tried.
@@ -1777,6 +1800,10 @@ class SseDecoder:
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that ``data`` completes."""
+        return list(filter(None, map(self.parse, self.blocks(data))))
+
+    def blocks(self, data: bytes) -> list[bytes]:
+        """The text of the events that ``data`` completes, each to be parsed, or not."""
         if not data:
             return []
         data = self._with_line_feeds(data)
@@ -1786,21 +1813,23 @@ class SseDecoder:
         if not crosses and b"\n\n" not in data:
             self._keep(data)
             return []
-        self._fragments.append(data)
-        *blocks, rest = b"".join(self._fragments).split(b"\n\n")
-        self._fragments, self._fragments_bytes = [], 0
-        events = []
-        for block in blocks:
-            # Counted with the LF of its last line, as it is in fragments: the
-            # bound must not hang on where the reads end.
-            if len(block) >= self._max_event_bytes:
-                self.overflowed = True
-                return events
-            event = self._parse(block)
-            if event is not None:
-                events.append(event)
+        if self._fragments:
+            self._fragments.append(data)
+            data = b"".join(self._fragments)
+            self._fragments, self._fragments_bytes = [], 0
+        if self._at_start:
+            self._at_start = False
+            data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+        *blocks, rest = data.split(b"\n\n")
+        # Counted with the LF of its last line, as it is in fragments: the bound must
+        # not hang on where the reads end.
+        if len(data) >= self._max_event_bytes:
+            for index, block in enumerate(blocks):
+                if len(block) >= self._max_event_bytes:
+                    self.overflowed = True
+                    return blocks[:index]
         self._keep(rest)
-        return events
+        return blocks
 
     def between_events(self) -> bytes:
         """What to send after a cut so that the next event begins clean; "" as a rule.
@@ -1834,11 +1863,8 @@ class SseDecoder:
             self.overflowed = True
             self._fragments = []
 
-    def _parse(self, block: bytes) -> Optional[SseEvent]:
-        if self._at_start:
-            self._at_start = False
-            if block.startswith(b"\xef\xbb\xbf"):
-                block = block[3:]
+    def parse(self, block: bytes) -> Optional[SseEvent]:
+        """The event that a block is; None for one without data, such as a comment."""
         event_type = b""
         data = []
         for line in block.split(b"\n"):
@@ -2278,6 +2304,7 @@ class StreamTracker:
 
     # Events that carry nothing for the record; most of a stream.
     SKIPPED = frozenset(["content_block_delta", "content_block_stop", "ping"])
+    SKIPPED_STARTS = tuple(b"event: %b\ndata:" % name.encode("ascii") for name in SKIPPED)
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -2301,8 +2328,14 @@ class StreamTracker:
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        for event in self.events(data):
-            self.look(event)
+        for block in self._decoder.blocks(data):
+            # Nine of ten events are these: known by how they begin (0.2 us instead of 3).
+            if block.startswith(self.SKIPPED_STARTS) and b"\nevent" not in block:
+                self.events_count += 1
+                continue
+            event = self._decoder.parse(block)
+            if event is not None:
+                self.look(event)
 
     def events(self, data: bytes) -> list[SseEvent]:
         """The events that ``data`` completes, for who looks at them, too."""
@@ -11736,8 +11769,11 @@ class Engine:
                 headers.append(("Content-Type", exchange.door.stream_type))
         self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
-        return HttpResponse(upstream.status, headers, body, None if is_stream else upstream.length,
-                            partial(self._stream_over, exchange, lease, body))
+        answer = HttpResponse(upstream.status, headers, body,
+                              None if is_stream else upstream.length,
+                              partial(self._stream_over, exchange, lease, body))
+        answer.ready = body.has_held
+        return answer
 
     def _stream_over(self, exchange: Exchange, lease: Lease, body: RelayBody, ended: str) -> None:
         """The end of an answer that was relayed as it came: its lease is given back."""
@@ -11855,6 +11891,11 @@ class RelayBody:
         self._read_bytes = 0
         self._ended = False
         self._error: Optional[UpstreamError] = None
+
+    @property
+    def has_held(self) -> bool:
+        """Whether something was held back and now waits to go down."""
+        return bool(self._held)
 
     def tokens_so_far(self) -> dict[str, int]:
         """For who watches from another thread: the output is a guess until the stream ends."""
@@ -12177,9 +12218,13 @@ class KeyMask:
         """What may go down of the held bytes and these."""
         if not self._secret:
             return data
-        data = self._held + data
+        if self._held:
+            data = self._held + data
         if self._secret in data:
             data = data.replace(self._secret, b"*" * len(self._secret))
+        if data[-1:] not in self._secret:
+            self._held = b""  # as a rule: an event ends in LF
+            return data
         first = self._secret[:1]
         start = max(0, len(data) - len(self._secret) + 1)
         at = data.find(first, start)
@@ -12631,9 +12676,14 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         elif isinstance(response.body, bytes):
             self._client.send(head + response.body, seconds)
         else:
+            chunks = iter(response.body)
+            if response.ready:
+                # One packet, and one call that other threads get in between at, less.
+                first = next(chunks, b"")
+                head += encode_chunk(first) if first and framing.chunked else first
             if head:
                 self._client.send(head, seconds)
-            for chunk in response.body:
+            for chunk in chunks:
                 self._send_piece(framing, chunk)
             if framing.chunked:
                 self._client.send(LAST_CHUNK, seconds)
