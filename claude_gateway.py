@@ -109,6 +109,7 @@ import weakref
 import zlib
 from functools import lru_cache
 from functools import partial
+from itertools import compress
 from typing import Any
 from typing import Callable
 from typing import Container
@@ -186,6 +187,8 @@ MAX_IGNORED_NAMES = 32
 # Idle upstream connections.  Origins and balancers close theirs after 60 s and
 # more as a rule; those that close earlier are noticed before reuse.
 POOL_IDLE_SECONDS = 55.0
+# No server ends a connection so soon after an answer that it wanted to keep it for.
+POOL_SURE_SECONDS = 0.2
 POOL_IDLE_PER_ORIGIN = 128
 # A pooled connection that the upstream had closed fails within a round trip; one
 # that fails later has taken the request, which must not be sent twice for that.
@@ -656,6 +659,10 @@ def encode_lossless(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+# The halves of a header pair, to look at many pairs without a line of Python for each.
+NAME_OF, VALUE_OF = operator.itemgetter(0), operator.itemgetter(1)
+
+
 class Headers:
     """An ordered list of (name, value) pairs, duplicates and letter case kept.
 
@@ -666,35 +673,34 @@ class Headers:
     ['1', '2']
     """
 
-    __slots__ = ("pairs", "keys", "_values")
+    __slots__ = ("pairs", "keys", "_first")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = list(pairs)
-        self.keys = keys = [name.lower() for name, _ in self.pairs]
-        self._values: dict[str, list[str]] = {}
-        values = self._values
-        for key, (_, value) in zip(keys, self.pairs):
-            if key in values:
-                values[key].append(value)
-            else:
-                values[key] = [value]
+        self.keys = list(map(str.lower, map(NAME_OF, self.pairs)))
+        # Filled from behind: of those with one name the first one stays.
+        self._first = dict(zip(reversed(self.keys), map(VALUE_OF, reversed(self.pairs))))
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of a header; ``name`` in lower case."""
-        return self._values[name][0] if name in self._values else default
+        return self._first.get(name, default)
 
     def all(self, name: str) -> list[str]:
         """Every value of a header, in order; ``name`` in lower case."""
-        return self._values.get(name, [])
+        if name not in self._first:
+            return []
+        if self.keys.count(name) == 1:
+            return [self._first[name]]
+        return [value for key, (_, value) in zip(self.keys, self.pairs) if key == name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values
+        return name in self._first
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
-        if name not in self._values:
+        if name not in self._first:
             return []
-        members = ",".join(self._values[name]).split(",")
+        members = ",".join(self.all(name)).split(",")
         return [member.strip() for member in members if member.strip()]
 
 
@@ -879,7 +885,6 @@ TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])")
 STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 BAD_IN_HEAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-HEADER_LINES = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
 BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
@@ -989,17 +994,19 @@ def parse_response_head(data: bytes) -> StatusHead:
 
 def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
     """A head as bytes.  A name or value that could break it out of its line is left out."""
-    lines = list(map(": ".join, pairs))
-    text = "\r\n".join([*lines, ""])
-    # One look at all of them: as many lines as there are pairs, and each one is proper.
-    if HEADER_LINES.fullmatch(text) is None or text.count("\n") != len(lines):
-        text = "".join(line + "\r\n" for line in lines if is_header_line(line))
+    text = "".join(map(known_header_text, pairs))
+    if len(text) > MAX_KEPT_HEAD_BYTES:
+        known_header_text.cache_clear()  # what is kept has a bound in bytes, too
     return ("%s\r\n%s\r\n" % (start_line, text)).encode("latin-1", "replace")
 
 
-def is_header_line(line: str) -> bool:
-    """Whether ``name: value`` stays what it is, read by anybody."""
-    return "\n" not in line and HEADER_LINES.fullmatch(line + "\r\n") is not None
+@lru_cache(maxsize=HEADER_LINES_KEPT)
+def known_header_text(pair: tuple[str, str]) -> str:
+    """A header as its line; "" for one that somebody could read as something else."""
+    name, value = pair
+    if TOKEN.fullmatch(name) is None or BAD_IN_HEAD.search(value):
+        return ""
+    return "%s: %s\r\n" % pair
 
 
 def encode_chunk(data: bytes) -> bytes:
@@ -1011,7 +1018,8 @@ def encode_chunk(data: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def http_date(seconds: float) -> str:
+@lru_cache(maxsize=2)
+def http_date(seconds: int) -> str:
     """The Date header's form (RFC 9110 section 5.6.7), in English whatever the locale.
 
     >>> http_date(784111777)
@@ -1022,10 +1030,6 @@ def http_date(seconds: float) -> str:
         ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[now.tm_wday], now.tm_mday,
         ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov",
          "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
-
-
-# The name of a header pair, for a look at many of them without a line of Python each.
-NAME_OF = operator.itemgetter(0)
 
 
 def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
@@ -1417,8 +1421,8 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
     dropped = named_by_connection(headers)
     if decoded:
         dropped |= {"content-encoding"}
-    return [pair for key, pair in zip(headers.keys, headers.pairs)
-            if goes_downstream(key) and key not in dropped]
+    pairs = list(compress(headers.pairs, map(goes_downstream, headers.keys)))
+    return pairs_without(pairs, dropped) if dropped else pairs
 
 
 def pairs_without(
@@ -1557,10 +1561,9 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
         # The cheap look first: most headers tell of other things.
         if not key.startswith(LIMIT_PREFIX):
             continue
-        match = LIMIT_HEADER.fullmatch(key)
-        if match is None or match.group(1) not in told and len(told) >= MAX_LIMITS_COUNT:
+        name, member = limit_member(key)
+        if not name or name not in told and len(told) >= MAX_LIMITS_COUNT:
             continue
-        name, member = match.groups()
         known = told.setdefault(name, {})
         if member == "reset":
             known["reset_in"] = told_seconds(value, wall_now)
@@ -1573,8 +1576,21 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
     return {name: RateLimit(**members) for name, members in told.items()}
 
 
+@lru_cache(maxsize=256)
+def limit_member(key: str) -> tuple[str, str]:
+    """The limit and what of it a header tells; empty where it tells of none.
+
+    >>> limit_member("anthropic-ratelimit-input-tokens-reset")
+    ('input-tokens', 'reset')
+    """
+    match = LIMIT_HEADER.fullmatch(key)
+    return (match.group(1), match.group(2)) if match is not None else ("", "")
+
+
 def used_up(limits: Mapping[str, RateLimit]) -> list[RateLimit]:
     """The limits that leave nothing; a window of the unified limit is not one by itself."""
+    if not any(limit.remaining == 0 or limit.status for limit in limits.values()):
+        return []
     paid = limits.get(OVERAGE_LIMIT, RateLimit()).status.startswith("allowed")
     return [limit for name, limit in limits.items()
             if not name.startswith(UNIFIED_LIMIT + "-")
@@ -6889,8 +6905,9 @@ class ConnectionPool:
                 wire = idle.pop() if idle else None
             if wire is None:
                 return None
-            fresh = self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
-            if fresh and wire.is_alive():
+            idle_seconds = self._monotonic() - wire.idle_since
+            if idle_seconds < POOL_SURE_SECONDS or (
+                    idle_seconds < POOL_IDLE_SECONDS and wire.is_alive()):
                 wire.reused = True
                 return wire
             wire.close()
@@ -10742,6 +10759,7 @@ class Exchange:
         self.served = served
         self.heartbeat: Optional[Heartbeat] = None
         self.path, self.doubled = plain_path(request.path)
+        self.routes = find_routes(self.path)
         self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
         self.may_resend = True
         # The message request that goes upstream, how its edits are spelled, and what
@@ -11026,7 +11044,7 @@ class Engine:
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
         self.alive.begin(exchange.live)
-        if find_routes(exchange.path) is ROUTES[CHAT_PATH]:
+        if exchange.routes is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
         return exchange
@@ -11040,7 +11058,7 @@ class Engine:
             self._log.once("warning", "a client's base URL ends in /v1; set it to http://%s%s "
                            "(its requests are answered all the same)"
                            % (request.headers.get("host"), exchange.prefix))
-        routes = find_routes(exchange.path)
+        routes = exchange.routes
         method = "GET" if request.method == "HEAD" else request.method
         route = routes.get(method) if routes is not None else None
         config = exchange.served.config
@@ -11564,7 +11582,7 @@ class Engine:
             [(name, value.reveal()) for name, value in provider.headers],
         )
         # One look at all of them: hardly ever is a key anywhere else than where keys are read.
-        if exchange.holds_key("\n".join([value for _, value in pairs])):
+        if exchange.holds_key("\n".join(map(VALUE_OF, pairs))):
             pairs = [pair for pair in pairs if not exchange.holds_key(pair[1])]
         if exchange.door.dropped_prefixes:
             pairs = [pair for pair in pairs
@@ -12171,7 +12189,7 @@ def shown_headers(lease: Lease, upstream: UpstreamResponse) -> list[tuple[str, s
     """The upstream's headers for the client, without the account's key."""
     pairs = downstream_headers(upstream.headers, upstream.decoded)
     secret = maskable_key(lease)
-    if secret and secret in "\n".join([value for _, value in pairs]):
+    if secret and secret in "\n".join(map(VALUE_OF, pairs)):
         pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
     return pairs
 
@@ -12660,7 +12678,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
             self._decoder.remaining <= MAX_KEPT_DRAIN_BYTES)
 
     def _head_bytes(self, response: HttpResponse, framing: Framing) -> bytes:
-        return framed_head(response, self._head, framing.keep, http_date(self.server.wall_clock()))
+        return framed_head(response, self._head, framing.keep, http_date(int(self.server.wall_clock())))
 
     def _send_piece(self, framing: Framing, piece: bytes) -> None:
         self._client.send(encode_chunk(piece) if framing.chunked else piece,
@@ -12724,7 +12742,8 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         self.configure(timeouts, limits)
         self.monotonic = monotonic
         self.wall_clock = wall_clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._connections: set[socket.socket] = set()
         self._spare: set[socket.socket] = set()
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -12823,7 +12842,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         try:
             request.setblocking(False)
             request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
-                                     http_date(self.wall_clock())) + bytes(response.body))
+                                     http_date(int(self.wall_clock()))) + bytes(response.body))
             # Unread input would make the close a reset, which takes the answer along.
             request.shutdown(socket.SHUT_WR)
             request.recv(READ_BYTES)
@@ -12853,9 +12872,10 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
 
     def mark_busy(self, change: int) -> None:
         """Count one request more or less under way."""
-        with self._changed:
+        with self._lock:
             self._busy_count += change
-            self._changed.notify_all()
+            if self._busy_count == 0:
+                self._changed.notify_all()
 
     def counts(self) -> dict[str, int]:
         """``connections`` that are open, and ``requests`` under way."""
@@ -13907,8 +13927,8 @@ def named_ca_files(
 
 
 def new_request_id() -> str:
-    """An id for a request: 96 random bits."""
-    return "req_" + os.urandom(12).hex()
+    """An id for a request: 96 random bits, which guard nothing."""
+    return "req_%024x" % random.getrandbits(96)
 
 
 def is_same_host(listening: str, asked: str) -> bool:
