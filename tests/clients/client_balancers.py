@@ -596,10 +596,11 @@ class HaproxyTest(BalancerTests, unittest.TestCase):
         program = harness.on_path(cls.NAME)
         with open(tls.cert_file) as certificate, open(tls.key_file) as key:
             pem = cls.write("claude.pem", certificate.read() + key.read())
-        path = cls.write("haproxy.cfg", cls.AROUND.replace("FOLDER", cls.folder) + replaced(readme_block(cls.NAME), dict(cls.addresses(), **{
+        added = replaced(readme_block(cls.NAME), dict(cls.addresses(), **{
             "bind :443 ": "bind 127.0.0.1:%d " % cls.port,
             "/etc/haproxy/claude.pem": pem,
-        })))
+        }))
+        path = cls.write("haproxy.cfg", cls.AROUND.replace("FOLDER", cls.folder) + added)
         return [program, "-db", "-f", path]
 
     def admin(self, command):

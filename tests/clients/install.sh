@@ -103,9 +103,10 @@ install_python openai-python-current "$openai_python_current"
 install_npm browser "$browser_driver"
 install_debian "$browser"
 install_python prometheus "$prometheus_client"
-# As Debian has them: its releases are what the README's configurations are for.
+# Balancers and systemd as Debian has them: its releases are what the README's files are for.
 install_debian nginx nginx-light
 install_debian haproxy
+install_debian systemd-analyze systemd
 install_dashboard
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
