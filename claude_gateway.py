@@ -199,6 +199,8 @@ STALE_SECONDS = 2.0
 # would never see the answer (RFC 9112 section 9.6).
 MAX_DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_SECONDS = 5.0
+# What has come before the end has its answer within this; only who reads none takes longer.
+LAST_ANSWER_SECONDS = 0.5
 # An unread body this small is drained and the connection kept.
 MAX_KEPT_DRAIN_BYTES = 256 * 1024
 # A body may take client_seconds, and a second more for each of these: a byte now
@@ -12844,7 +12846,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         return "http://%s:%d" % ("[%s]" % host if ":" in host else host, self.server_port)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Accept until ``shutdown``."""
+        """Accept until ``shutdown``; then nobody can connect any more."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
@@ -12852,6 +12854,17 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
                 for key, _ in selector.select():
                     if key.fileobj is self.socket:
                         self._handle_request_noblock()
+        self._accept_the_rest()
+        self.socket.close()
+
+    def _accept_the_rest(self) -> None:
+        """Let in who has connected and waits: closing the listener would reset them."""
+        for _ in range(LISTEN_BACKLOG):
+            try:
+                request, client_address = self.get_request()
+            except OSError:
+                return  # nobody waits, or there is no room for one
+            self.process_request(request, client_address)
 
     def shutdown(self) -> None:
         """End ``serve_forever``, from any thread."""
@@ -12874,8 +12887,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         """
         with self._changed:
             count = len(self._connections)
-            full = (self._stopping.is_set()
-                    or count >= self._limit_connections + SPARE_CONNECTIONS)
+            full = count >= self._limit_connections + SPARE_CONNECTIONS
             if not full:
                 self._connections.add(request)
                 if count >= self._limit_connections:
@@ -12951,17 +12963,24 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             return self._changed.wait_for(lambda: self._busy_count == 0, seconds)
 
     def close_connections(self, seconds: float) -> bool:
-        """End every connection and wait for their threads; whether all ended in time."""
+        """End every connection and wait for their threads; whether all ended in time.
+
+        At first they are told only that nothing more will come: a request that is here
+        already has its answer, instead of a reset.
+        """
         deadline = self.monotonic() + seconds
+        for how, wait in ((socket.SHUT_RD, min(LAST_ANSWER_SECONDS, seconds)),
+                          (socket.SHUT_RDWR, seconds)):
+            with self._changed:
+                connections = list(self._connections)
+            for connection in connections:
+                try:
+                    connection.shutdown(how)
+                except OSError:
+                    pass  # closed by its own thread meanwhile
+            with self._changed:
+                ended = self._changed.wait_for(lambda: not self._connections, wait)
         with self._changed:
-            connections = list(self._connections)
-        for connection in connections:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed by its own thread meanwhile
-        with self._changed:
-            ended = self._changed.wait_for(lambda: not self._connections, seconds)
             threads = list(self._threads_seen)
         for thread in threads:
             thread.join(max(0.0, deadline - self.monotonic()))

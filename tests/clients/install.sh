@@ -59,15 +59,27 @@ install_python() {
   printf '%s\n' "$*" > "$dir/$name/.installed"
 }
 
+# install_debian COMMAND [PACKAGE]: what Debian calls otherwise than its command.
 install_debian() {
-  command -v "$1" > /dev/null && return
+  local package="${2:-$1}"
+  PATH="$PATH:/usr/sbin" command -v "$1" > /dev/null && return
   if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
-    printf '%s cannot be installed without root and apt-get: its tests will miss it\n' "$1"
+    printf '%s cannot be installed without root and apt-get: its tests will miss it\n' "$package"
     return
   fi
-  printf 'installing %s with apt-get\n' "$1"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" > /dev/null
+  printf 'installing %s with apt-get\n' "$package"
+  [ -n "${lists_updated:-}" ] || apt-get update -qq
+  lists_updated=1
+  (
+    # What is a server is not to be started; the images of containers have such a policy already.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+      trap 'rm -f "$policy"' EXIT
+      printf '#!/bin/sh\nexit 101\n' > "$policy"
+      chmod +x "$policy"
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" > /dev/null
+  )
 }
 
 # What drives the dashboard's browser, and what looks at it as a screen reader would.
@@ -91,6 +103,10 @@ install_python openai-python-current "$openai_python_current"
 install_npm browser "$browser_driver"
 install_debian "$browser"
 install_python prometheus "$prometheus_client"
+# Balancers and systemd as Debian has them: its releases are what the README's files are for.
+install_debian nginx nginx-light
+install_debian haproxy
+install_debian systemd-analyze systemd
 install_dashboard
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
@@ -118,5 +134,11 @@ if command -v "$browser" > /dev/null; then
   version browser "$browser" --version
 fi
 version prometheus "$dir/prometheus/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("prometheus_client"))'
+PATH="$PATH:/usr/sbin"
+for name in nginx haproxy; do
+  if command -v "$name" > /dev/null; then
+    version "$name" sh -c '"$0" -v 2>&1 | head -n 1' "$name"
+  fi
+done
 cd "$dir/dashboard"
 version axe-core node -p 'require("axe-core").version'
