@@ -7239,7 +7239,11 @@ class PoolingHandler(urllib.request.BaseHandler):
 
     def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
         """The first address that answers; each gets its share of what time is left."""
-        addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        watch.rest()
+        try:
+            addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        finally:
+            watch.resume()
         failure: OSError = OSError("no address")
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             share = (deadline - self._monotonic()) / (len(addresses) - index)
@@ -12305,7 +12309,7 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Threads that run side by side want no turns.
-        self._wanted = getattr(sys, "_is_gil_enabled", bool)() or sys.version_info < (3, 13)
+        self._wanted = getattr(sys, "_is_gil_enabled", lambda: True)()
 
     def take(self) -> bool:
         """Wait for the turn; whether it was given: it is then to be ended."""
