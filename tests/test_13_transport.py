@@ -647,7 +647,25 @@ class TlsTest(unittest.TestCase):
         with support.ScriptedUpstream(tls=self.material) as upstream:
             with self.assertRaises(gw.UpstreamUnreached) as caught:
                 self.fetch(self.transport(), provider_at(upstream.url))
-        self.assertIn("not trusted", caught.exception.message)
+        message = caught.exception.message
+        self.assertIn("the certificate of 127.0.0.1 is not trusted", message)
+        self.assertIn("name the file of its CA in SSL_CERT_FILE or as ca_file", message)
+
+    def test_certificate_for_another_name_is_told_without_talk_of_a_ca(self):
+        transport = self.transport(self.material.ca_file)
+        with support.ScriptedUpstream(tls=self.material, host="::1") as upstream:
+            with self.assertRaises(gw.UpstreamUnreached) as caught:
+                self.fetch(transport, provider_at(upstream.url))
+        self.assertIn("is not trusted", caught.exception.message)
+        self.assertNotIn("SSL_CERT_FILE", caught.exception.message)
+
+    def test_ca_as_python_3_13_would_not_have_it(self):
+        with tempfile.TemporaryDirectory() as folder:
+            older = support.make_tls_material(folder, config=support.OLDER_OPENSSL_CONFIG)
+            with support.ScriptedUpstream(tls=older) as upstream:
+                transport = self.transport(older.ca_file)
+                self.assertEqual(self.fetch(transport, provider_at(upstream.url))[0], 200)
+                transport.close()
 
     def test_ca_file_that_is_missing(self):
         with support.ScriptedUpstream(tls=self.material) as upstream:
@@ -751,12 +769,39 @@ class ProxyTest(unittest.TestCase):
         self.assertEqual(request.target, "/v1/messages")
         self.assertEqual(request.header("host"), "localhost:4711")
 
-    def test_proxy_that_refuses(self):
-        answer = support.json_response({}, status=407)
+    def refusal(self, status, upstream_url, user=""):
+        """What is said of a proxy that answers with `status`, less its address."""
+        answer = support.json_response({}, status=status)
         with support.ScriptedUpstream(respond=lambda request: answer) as proxy:
             with self.assertRaises(gw.UpstreamUnreached) as caught:
-                self.send(provider_at("https://localhost:4711"), "http://127.0.0.1:%d" % proxy.port)
-        self.assertIn("status 407", caught.exception.message)
+                self.send(provider_at(upstream_url), "http://%s127.0.0.1:%d" % (user, proxy.port))
+        self.assertNotIn("MARKED", caught.exception.message)
+        before = "upstream connection failed: proxy http://127.0.0.1:%d refused the connection " % proxy.port
+        self.assertTrue(caught.exception.message.startswith(before), caught.exception.message)
+        return caught.exception.message[len(before):]
+
+    def test_proxy_that_refuses(self):
+        wants = "with status 407: give it a user and password, as http://USER:PASSWORD@HOST:PORT"
+        wrong = "with status 407: the user or password is wrong"
+        for url in ("https://localhost:4711", "http://upstream.invalid"):
+            with self.subTest(url):
+                self.assertEqual(self.refusal(407, url), wants)
+                self.assertEqual(self.refusal(407, url, "me:MARKED@"), wrong)
+        self.assertEqual(self.refusal(403, "https://localhost:4711"), "with status 403")
+
+    def test_407_of_an_upstream_without_a_proxy_is_its_own(self):
+        answer = support.json_response({}, status=407)
+        with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+            self.assertEqual(self.send(provider_at(upstream.url))[0], 407)
+
+    def test_proxy_that_cannot_be_reached_is_named(self):
+        with support.ScriptedUpstream() as gone:
+            pass
+        for url in ("https://localhost:4711", "http://upstream.invalid"):
+            with self.subTest(url), self.assertRaises(gw.UpstreamUnreached) as caught:
+                self.send(provider_at(url), "http://127.0.0.1:%d" % gone.port)
+            self.assertEqual(caught.exception.message, "upstream connection failed: "
+                             "proxy http://127.0.0.1:%d: connection refused" % gone.port)
 
     def test_provider_setting_beats_the_environment(self):
         with support.ScriptedUpstream() as proxy, support.ScriptedUpstream() as other:
