@@ -1,4 +1,4 @@
-"""The OpenAI SDKs, through the gateway's chat completions: Python old and current, and TypeScript."""
+"""The OpenAI SDKs, through the gateway's chat completions: Python and TypeScript, old and current."""
 
 import json
 import os
@@ -266,6 +266,11 @@ class OpenAiPythonOldTest(OpenAiPythonTests, harness.ClientTest):
 
 class OpenAiPythonCurrentTest(OpenAiPythonTests, harness.ClientTest):
     name = "openai-python-current"
+
+
+class OpenAiTypeScriptOldTest(OpenAiTests, harness.ClientTest):
+    def sdk(self, **environment):
+        return harness.openai_typescript_sdk(self.folder, "openai-typescript-old", **environment)
 
 
 class OpenAiTypeScriptTest(OpenAiTests, harness.ClientTest):
