@@ -7187,7 +7187,7 @@ def refused_by_proxy(proxy: ProxyAddress, status: int) -> str:
     """What to tell of a proxy that does not let a call through."""
     words = "upstream connection failed: proxy %s refused the connection with status %d" % (
         proxy, status)
-    if status != PROXY_WANTS_PASSWORD:
+    if status not in (PROXY_WANTS_PASSWORD, 401):  # tinyproxy says 401 of a wrong password
         return words
     return words + (": the user or password is wrong" if proxy.authorization else
                     ": give it a user and password, as http://USER:PASSWORD@HOST:PORT")
@@ -14513,7 +14513,8 @@ TLS_MENDS = (
              "of the provider, or into SSL_CERT_FILE"),
     ("issuer", "put the missing CA's PEM file at ca_file of the provider, or into "
                "SSL_CERT_FILE; on macOS run Install Certificates.command"),
-    ("failed: 407", "give the proxy its user and password: http://USER:PASSWORD@HOST:PORT"),
+    *((mark, "give the proxy its user and password: http://USER:PASSWORD@HOST:PORT")
+      for mark in ("failed: 401", "failed: 407")),
 )
 
 

@@ -787,6 +787,8 @@ class ProxyTest(unittest.TestCase):
             with self.subTest(url):
                 self.assertEqual(self.refusal(407, url), wants)
                 self.assertEqual(self.refusal(407, url, "me:MARKED@"), wrong)
+        # So says tinyproxy; before an http upstream it could be the upstream's own.
+        self.assertEqual(self.refusal(401, "https://localhost:4711", "me:MARKED@"), wrong.replace("407", "401"))
         self.assertEqual(self.refusal(403, "https://localhost:4711"), "with status 403")
 
     def test_407_of_an_upstream_without_a_proxy_is_its_own(self):
