@@ -652,10 +652,12 @@ class TlsTest(unittest.TestCase):
         self.assertIn("name the file of its CA in SSL_CERT_FILE or as ca_file", message)
 
     def test_certificate_for_another_name_is_told_without_talk_of_a_ca(self):
-        transport = self.transport(self.material.ca_file)
-        with support.ScriptedUpstream(tls=self.material, host="::1") as upstream:
-            with self.assertRaises(gw.UpstreamUnreached) as caught:
-                self.fetch(transport, provider_at(upstream.url))
+        with tempfile.TemporaryDirectory() as folder:
+            other = support.make_tls_material(folder, "DNS:elsewhere.example")
+            transport = self.transport(other.ca_file)
+            with support.ScriptedUpstream(tls=other) as upstream:
+                with self.assertRaises(gw.UpstreamUnreached) as caught:
+                    self.fetch(transport, provider_at(upstream.url))
         self.assertIn("is not trusted", caught.exception.message)
         self.assertNotIn("SSL_CERT_FILE", caught.exception.message)
 

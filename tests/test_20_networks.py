@@ -6,6 +6,7 @@ import unittest
 from unittest import mock
 
 import claude_gateway as gw
+from tests import running
 from tests import support
 
 UPSTREAM_NAME = "upstream.example"
@@ -114,7 +115,7 @@ class NamedFilesTest(unittest.TestCase):
 
 
 class SigningProxyTest(unittest.TestCase):
-    """The gateway as a process behind a proxy that answers for every host with a CA of its own."""
+    """The gateway behind a proxy that answers for every host with a CA of its own."""
 
     @classmethod
     def setUpClass(cls):
@@ -131,17 +132,15 @@ class SigningProxyTest(unittest.TestCase):
 
     def ask(self, environ, **provider):
         """(answer, requests at the proxy, log) of one message through a gateway."""
-        provider = dict({"name": "anthropic", "base_url": UPSTREAM, "accounts": [
-            {"name": "work", "api_key": "upstream-test-key"}]}, **provider)
-        config = {"providers": [provider], "retry": {"max_attempts": 1}}
-        body = support.to_json({"model": "claude-opus-5-5", "max_tokens": 9, "messages": [
-            {"role": "user", "content": "hi"}]})
+        log = []
         with support.ScriptedUpstream(*[self.sign_anew] * 3) as proxy:
             address = "http://me:pa%%24s@127.0.0.1:%d" % proxy.port
-            with support.GatewayProcess(config, env=dict({"HTTPS_PROXY": address}, **environ)) as gateway:
+            settings = running.provider(proxy, **dict(provider, base_url=UPSTREAM))
+            with running.running_gateway(settings, write=log.append, retry={"max_attempts": 1},
+                                         environ=dict(environ, HTTPS_PROXY=address)) as gateway:
                 answer = support.exchange(gateway.port, "POST", "/v1/messages",
-                                          [("content-type", "application/json")], body)
-            return answer, proxy.requests, gateway.output()
+                                          [running.JSON_TYPE], running.MESSAGE)
+        return answer, proxy.requests, "".join(log)
 
     def test_trusted_however_its_ca_is_named(self):
         ca_file = self.material.ca_file
