@@ -6992,9 +6992,10 @@ class PoolingHandler(urllib.request.BaseHandler):
                 raise UpstreamClosed("upstream closed while the request was being sent: %s"
                                      % reason_of(broken)) from error
             raise
-        if head.status == PROXY_WANTS_PASSWORD and destination.proxy is not None:
-            # For an http upstream the proxy speaks itself: no answer about an account.
-            raise UpstreamUnreached(refused_by_proxy(destination.proxy, head.status))
+        proxy = destination.proxy if destination.scheme == "http" else None
+        if head.status == PROXY_WANTS_PASSWORD and proxy is not None:
+            # It answers in the upstream's place: that says nothing of an account.
+            raise UpstreamUnreached(refused_by_proxy(proxy, head.status))
         if not sent_all:
             # The rest of our body is owed: as HTTP/1.0 the connection is not reused.
             head = head._replace(version=0)

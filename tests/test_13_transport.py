@@ -751,18 +751,20 @@ class ProxyTest(unittest.TestCase):
         self.assertEqual(request.target, "http://upstream.invalid/v1/messages")
         self.assertEqual(request.header("proxy-authorization"), "Basic dXNlcjpwYSRz")
 
-    def test_tls_upstream_through_connect(self):
-        material = self.material
-
-        def tunnel(connection):
+    def tunnel(self, answer):
+        """A proxy that lets a call through, and the upstream behind it, which answers so."""
+        def script(connection):
             connection.read_request()
             connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            connection.shake_hands(material.server_context())
+            connection.shake_hands(self.material.server_context())
             connection.read_request()
-            connection.send(support.json_response())
+            connection.send(answer)
             connection.wait_closed("the gateway to close")
 
-        with support.ScriptedUpstream(tunnel) as proxy:
+        return script
+
+    def test_tls_upstream_through_connect(self):
+        with support.ScriptedUpstream(self.tunnel(support.json_response())) as proxy:
             status, _ = self.send(provider_at("https://localhost:4711"),
                                   "http://127.0.0.1:%d" % proxy.port)
             connect, request = proxy.requests
@@ -793,10 +795,13 @@ class ProxyTest(unittest.TestCase):
         self.assertEqual(self.refusal(401, "https://localhost:4711", "me:MARKED@"), wrong.replace("407", "401"))
         self.assertEqual(self.refusal(403, "https://localhost:4711"), "with status 403")
 
-    def test_407_of_an_upstream_without_a_proxy_is_its_own(self):
+    def test_407_that_no_proxy_can_have_said_is_the_upstreams_own(self):
         answer = support.json_response({}, status=407)
         with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
             self.assertEqual(self.send(provider_at(upstream.url))[0], 407)
+        with support.ScriptedUpstream(self.tunnel(answer)) as proxy:
+            status, _ = self.send(provider_at("https://localhost:4711"), "http://127.0.0.1:%d" % proxy.port)
+        self.assertEqual(status, 407)
 
     def test_proxy_that_cannot_be_reached_is_named(self):
         with support.ScriptedUpstream() as gone:
