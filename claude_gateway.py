@@ -6616,6 +6616,15 @@ def head_end(data: bytes, start: int = 0) -> int:
     return after_crlf + 3 if after_crlf >= 0 else -1
 
 
+# A proxy's "authentication required" (RFC 9110 section 15.5.8).
+PROXY_WANTS_PASSWORD = 407
+# OpenSSL's X509_V_ERR_ codes for a chain that ends at nobody we know: mostly a
+# company's proxy that signs anew.
+UNKNOWN_CA_CODES = frozenset([18, 19, 20, 21])
+UNKNOWN_CA_HELP = ("; if a proxy of yours signs it, name the file of its CA in SSL_CERT_FILE "
+                   "or as ca_file of the provider")
+
+
 class Destination(NamedTuple):
     """Where connections go, and so what may share one: the key of the pool."""
 
@@ -7190,6 +7199,10 @@ class PoolingHandler(urllib.request.BaseHandler):
                 raise UpstreamClosed("upstream closed while the request was being sent: %s"
                                      % reason_of(broken)) from error
             raise
+        proxy = destination.proxy if destination.scheme == "http" else None
+        if head.status == PROXY_WANTS_PASSWORD and proxy is not None:
+            # It answers in the upstream's place: that says nothing of an account.
+            raise UpstreamUnreached(refused_by_proxy(proxy, head.status))
         if not sent_all:
             # The rest of our body is owed: as HTTP/1.0 the connection is not reused.
             head = head._replace(version=0)
@@ -7216,8 +7229,10 @@ class PoolingHandler(urllib.request.BaseHandler):
             if isinstance(error, socket.gaierror):
                 check_descriptors()  # the resolver needs some, and says nothing of it
             # UnicodeError: a name that cannot be one, such as "a..b".
-            raise UpstreamUnreached("upstream connection failed: %s"
-                                    % connect_reason(error, near.host)) from error
+            # Who refused must be told: one's own proxy is mended elsewhere than an upstream.
+            whose = "proxy %s: " % (destination.proxy,) if destination.proxy else ""
+            raise UpstreamUnreached("upstream connection failed: %s%s"
+                                    % (whose, connect_reason(error, near.host))) from error
         self._begin(wire)
         try:
             if destination.scheme == "https":
@@ -7231,8 +7246,10 @@ class PoolingHandler(urllib.request.BaseHandler):
                 raise ShuttingDown("the gateway is shutting down") from error
             if isinstance(error, UpstreamError):
                 raise
-            raise UpstreamUnreached("upstream connection failed: %s"
-                                    % connect_reason(error, destination.host)) from error
+            unknown_ca = getattr(error, "verify_code", None) in UNKNOWN_CA_CODES
+            raise UpstreamUnreached("upstream connection failed: %s%s" % (
+                connect_reason(error, destination.host),
+                UNKNOWN_CA_HELP if unknown_ca else "")) from error
         except BaseException:
             self._done(destination, wire, False)
             raise
@@ -7280,10 +7297,10 @@ class PoolingHandler(urllib.request.BaseHandler):
         try:
             head, rest = read_response_head(wire, deadline - self._monotonic(), self._monotonic)
         except UpstreamError as error:
-            raise UpstreamUnreached("proxy %s: %s" % (destination.proxy, error)) from error
+            raise UpstreamUnreached("upstream connection failed: proxy %s: %s"
+                                    % (destination.proxy, error)) from error
         if head.status // 100 != 2 or rest:
-            raise UpstreamUnreached("proxy %s refused the connection with status %d"
-                                    % (destination.proxy, head.status))
+            raise UpstreamUnreached(refused_by_proxy(destination.proxy, head.status))
 
     def _tls(self, wire: Wire, destination: Destination, watch: Watch, deadline: float) -> None:
         wire.sock = self._context(destination.ca_file).wrap_socket(
@@ -7339,11 +7356,14 @@ def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     """A verifying context that trusts the system's certificates and ``ca_files``.  Raises OSError.
 
     OpenSSL takes SSL_CERT_FILE instead of its own store; people who set it for a
-    corporate CA want both, so the compiled-in store is loaded beside it.
+    corporate CA want both, so the compiled-in store is loaded beside it.  From 3.13
+    on Python also asks for extensions that such CAs often lack and Node and curl do
+    without; who names one has to get through with every Python.
     """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     if ca_files:
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         store = ssl.get_default_verify_paths()
         if os.path.exists(store.openssl_cafile):
             context.load_verify_locations(cafile=store.openssl_cafile)
@@ -7373,6 +7393,16 @@ def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
         raise OSError(code, socket_error_text(code))
     wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def refused_by_proxy(proxy: ProxyAddress, status: int) -> str:
+    """What to tell of a proxy that does not let a call through."""
+    words = "upstream connection failed: proxy %s refused the connection with status %d" % (
+        proxy, status)
+    if status not in (PROXY_WANTS_PASSWORD, 401):  # tinyproxy says 401 of a wrong password
+        return words
+    return words + (": the user or password is wrong" if proxy.authorization else
+                    ": give it a user and password, as http://USER:PASSWORD@HOST:PORT")
 
 
 def connect_reason(error: Union[OSError, UnicodeError], host: str) -> str:
@@ -14832,6 +14862,8 @@ TLS_MENDS = (
              "of the provider, or into SSL_CERT_FILE"),
     ("issuer", "put the missing CA's PEM file at ca_file of the provider, or into "
                "SSL_CERT_FILE; on macOS run Install Certificates.command"),
+    *((mark, "give the proxy its user and password: http://USER:PASSWORD@HOST:PORT")
+      for mark in ("failed: 401", "failed: 407")),
 )
 
 
