@@ -232,8 +232,8 @@ HEALTH_PATHS = ("/health", "/healthz")
 # Waiting connections that the kernel may queue; the default of 5 loses clients
 # at 64 in parallel.  The kernel caps it at net.core.somaxconn.
 LISTEN_BACKLOG = 1024
-# How long a thread waits at most for another one to come to a wait of its own.
-TURN_SECONDS = 0.005
+# So long threads wait for one that has the turn and does not end it: it may be stuck.
+TURN_SECONDS = 0.05
 # A pause where the process is out of descriptors, so that accept() does not spin.
 ACCEPT_PAUSE_SECONDS = 0.1
 OUT_OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
@@ -12333,20 +12333,29 @@ class Turns:
 
     Without it all of those whose data have come ask for the interpreter at once, and it
     changes hands at every system call, a dozen times a request (16 clients: a fifth
-    of the time).  Nobody waits longer than TURN_SECONDS: then they just go on.
+    of the time).  Where no turn ends for TURN_SECONDS those who wait just go on.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._ended_count = 0
         # Threads that run side by side want no turns.
         self._wanted = getattr(sys, "_is_gil_enabled", lambda: True)()
 
     def take(self) -> bool:
         """Wait for the turn; whether it was given: it is then to be ended."""
-        return self._wanted and self._lock.acquire(timeout=TURN_SECONDS)
+        if not self._wanted:
+            return False
+        while True:
+            ended_count = self._ended_count
+            if self._lock.acquire(timeout=TURN_SECONDS):
+                return True
+            if self._ended_count == ended_count:
+                return False
 
     def end(self) -> None:
         """The next one's turn."""
+        self._ended_count += 1
         self._lock.release()
 
 

@@ -150,6 +150,13 @@ done
 if command -v "$browser" > /dev/null; then
   version browser "$browser" --version
 fi
+if command -v "$plain_proxy" > /dev/null; then
+  version tinyproxy "$plain_proxy" -v
+fi
+for name in prometheus=prometheus_client terminal=pyte mitmproxy=mitmproxy; do
+  version "${name%=*}" "$dir/${name%=*}/bin/python" -c \
+    "import importlib.metadata; print(importlib.metadata.version('${name#*=}'))"
+done
 PATH="$PATH:/usr/sbin"
 for name in nginx haproxy; do
   if command -v "$name" > /dev/null; then
