@@ -79,6 +79,7 @@ import datetime
 import email.utils
 import errno
 import fnmatch
+import gc
 import hashlib
 import hmac
 import http.server
@@ -16580,6 +16581,7 @@ def command_selftest(options: argparse.Namespace, environ: Mapping[str, str]) ->
 def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run the gateway until a signal ends it."""
     config, path = load_config(options, environ)
+    settle_memory()
     # Lines are written by threads: a full pipe or a stopped terminal holds up
     # neither a request nor the end of the process.
     errors, output = LineWriter(sys.stderr), LineWriter(sys.stdout)
@@ -16613,6 +16615,22 @@ def command_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> in
     output.close()
     errors.close()
     return EXIT_GOOD
+
+
+def settle_memory() -> None:
+    """Give back what starting took, and spare the collector what stays for good.
+
+    Compiling this file leaves 28 MB that glibc would keep; the program's own objects,
+    a hundred thousand, would be looked at in each full collection (10 ms).
+    """
+    getattr(gc, "freeze", lambda: None)()  # PyPy has none
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        import ctypes  # on Linux alone
+        ctypes.CDLL(None).malloc_trim(0)
+    except (ImportError, OSError, AttributeError):
+        pass  # safe: a libc without it, or a Python without ctypes, keeps the memory
 
 
 def banner_lines(gateway: Gateway, config: Config, path: str, quiet: bool,
