@@ -187,8 +187,6 @@ MAX_IGNORED_NAMES = 32
 # Idle upstream connections.  Origins and balancers close theirs after 60 s and
 # more as a rule; those that close earlier are noticed before reuse.
 POOL_IDLE_SECONDS = 55.0
-# No server ends a connection so soon after an answer that it wanted to keep it for.
-POOL_SURE_SECONDS = 0.2
 POOL_IDLE_PER_ORIGIN = 128
 # A pooled connection that the upstream had closed fails within a round trip; one
 # that fails later has taken the request, which must not be sent twice for that.
@@ -6930,9 +6928,10 @@ class ConnectionPool:
                 wire = idle.pop() if idle else None
             if wire is None:
                 return None
-            idle_seconds = self._monotonic() - wire.idle_since
-            if idle_seconds < POOL_SURE_SECONDS or (
-                    idle_seconds < POOL_IDLE_SECONDS and wire.is_alive()):
+            # However short it was idle: what came behind an answer would be taken for
+            # the next one's, which may be somebody else's.
+            fresh = self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
+            if fresh and wire.is_alive():
                 wire.reused = True
                 return wire
             wire.close()
