@@ -1401,11 +1401,18 @@ def upstream_headers(
                 result.append(unsent.pop(0))
         elif goes_upstream(key) and key not in dropped:
             result.append(pair)
+    forget_long_names(headers, goes_upstream)
     result.extend(unsent)
     result.extend(pair for pair in replaced.values() if pair is not None)
     if extra:
         result = pairs_without(result, {name.lower() for name, _ in extra}) + list(extra)
     return result
+
+
+def forget_long_names(headers: Headers, known: Any) -> None:
+    """Empty a cache of names after a head with long ones: it has a bound in bytes, too."""
+    if sum(map(len, headers.keys)) > MAX_KEPT_HEAD_BYTES:
+        known.cache_clear()
 
 
 @lru_cache(maxsize=HEADER_LINES_KEPT)
@@ -1430,6 +1437,7 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
     if decoded:
         dropped |= {"content-encoding"}
     pairs = list(compress(headers.pairs, map(goes_downstream, headers.keys)))
+    forget_long_names(headers, goes_downstream)
     return pairs_without(pairs, dropped) if dropped else pairs
 
 
@@ -1550,6 +1558,8 @@ class RateLimit(NamedTuple):
 
 
 LIMIT_PREFIX = "anthropic-ratelimit-"
+# No longer one fits the pattern; those that do are remembered.
+MAX_LIMIT_HEADER_CHARS = len(LIMIT_PREFIX) + 40 + len("-remaining")
 LIMIT_HEADER = re.compile(
     LIMIT_PREFIX + r"([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
 LIMIT_STATUS = re.compile("[a-z_]{1,30}")
@@ -1567,7 +1577,7 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
     told: dict[str, dict[str, Any]] = {}
     for key, (_, value) in zip(headers.keys, headers.pairs):
         # The cheap look first: most headers tell of other things.
-        if not key.startswith(LIMIT_PREFIX):
+        if not key.startswith(LIMIT_PREFIX) or len(key) > MAX_LIMIT_HEADER_CHARS:
             continue
         name, member = limit_member(key)
         if not name or name not in told and len(told) >= MAX_LIMITS_COUNT:
