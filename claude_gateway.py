@@ -188,8 +188,6 @@ MAX_IGNORED_NAMES = 32
 # Idle upstream connections.  Origins and balancers close theirs after 60 s and
 # more as a rule; those that close earlier are noticed before reuse.
 POOL_IDLE_SECONDS = 55.0
-# No server ends a connection so soon after an answer that it wanted to keep it for.
-POOL_SURE_SECONDS = 0.2
 POOL_IDLE_PER_ORIGIN = 128
 # A pooled connection that the upstream had closed fails within a round trip; one
 # that fails later has taken the request, which must not be sent twice for that.
@@ -1404,11 +1402,18 @@ def upstream_headers(
                 result.append(unsent.pop(0))
         elif goes_upstream(key) and key not in dropped:
             result.append(pair)
+    forget_long_names(headers, goes_upstream)
     result.extend(unsent)
     result.extend(pair for pair in replaced.values() if pair is not None)
     if extra:
         result = pairs_without(result, {name.lower() for name, _ in extra}) + list(extra)
     return result
+
+
+def forget_long_names(headers: Headers, known: Any) -> None:
+    """Empty a cache of names after a head with long ones: it has a bound in bytes, too."""
+    if sum(map(len, headers.keys)) > MAX_KEPT_HEAD_BYTES:
+        known.cache_clear()
 
 
 @lru_cache(maxsize=HEADER_LINES_KEPT)
@@ -1433,6 +1438,7 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
     if decoded:
         dropped |= {"content-encoding"}
     pairs = list(compress(headers.pairs, map(goes_downstream, headers.keys)))
+    forget_long_names(headers, goes_downstream)
     return pairs_without(pairs, dropped) if dropped else pairs
 
 
@@ -1553,6 +1559,8 @@ class RateLimit(NamedTuple):
 
 
 LIMIT_PREFIX = "anthropic-ratelimit-"
+# No longer one fits the pattern; those that do are remembered.
+MAX_LIMIT_HEADER_CHARS = len(LIMIT_PREFIX) + 40 + len("-remaining")
 LIMIT_HEADER = re.compile(
     LIMIT_PREFIX + r"([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
 LIMIT_STATUS = re.compile("[a-z_]{1,30}")
@@ -1570,7 +1578,7 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
     told: dict[str, dict[str, Any]] = {}
     for key, (_, value) in zip(headers.keys, headers.pairs):
         # The cheap look first: most headers tell of other things.
-        if not key.startswith(LIMIT_PREFIX):
+        if not key.startswith(LIMIT_PREFIX) or len(key) > MAX_LIMIT_HEADER_CHARS:
             continue
         name, member = limit_member(key)
         if not name or name not in told and len(told) >= MAX_LIMITS_COUNT:
@@ -6931,9 +6939,10 @@ class ConnectionPool:
                 wire = idle.pop() if idle else None
             if wire is None:
                 return None
-            idle_seconds = self._monotonic() - wire.idle_since
-            if idle_seconds < POOL_SURE_SECONDS or (
-                    idle_seconds < POOL_IDLE_SECONDS and wire.is_alive()):
+            # However short it was idle: what came behind an answer would be taken for
+            # the next one's, which may be somebody else's.
+            fresh = self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
+            if fresh and wire.is_alive():
                 wire.reused = True
                 return wire
             wire.close()
@@ -12334,12 +12343,15 @@ class Turns:
 
     Without it all of those whose data have come ask for the interpreter at once, and it
     changes hands at every system call, a dozen times a request (16 clients: a fifth
-    of the time).  Where no turn ends for TURN_SECONDS those who wait just go on.
+    of the time).  Where no turn ends for TURN_SECONDS those who wait just go on, and
+    so does everybody until that one has ended: one wait is lost, not one at each read.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended_count = 0
+        # How many had ended when a wait was in vain; until one more has, nobody waits.
+        self._stuck_at = -1
         # Threads that run side by side want no turns.
         self._wanted = getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -12349,9 +12361,10 @@ class Turns:
             return False
         while True:
             ended_count = self._ended_count
-            if self._lock.acquire(timeout=TURN_SECONDS):
+            if self._lock.acquire(timeout=0 if self._stuck_at == ended_count else TURN_SECONDS):
                 return True
             if self._ended_count == ended_count:
+                self._stuck_at = ended_count
                 return False
 
     def end(self) -> None:

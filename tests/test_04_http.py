@@ -805,6 +805,29 @@ class DownstreamHeadersTest(unittest.TestCase):
         self.assertEqual(self.down(pair, ("A", "1")), [pair, ("A", "1")])
 
 
+class KnownNamesTest(unittest.TestCase):
+    """What is remembered of headers has a bound in bytes, whoever sends them."""
+
+    def headers(self, prefix=""):
+        return gw.Headers([("%sx%s" % (prefix, "y" * gw.MAX_KEPT_HEAD_BYTES), "1")])
+
+    def test_long_names_of_clients(self):
+        gw.upstream_headers(self.headers(), "h", None, [], gw.BetaRule())
+        self.assertEqual(gw.goes_upstream.cache_info().currsize, 0)
+
+    def test_long_names_of_upstreams(self):
+        headers = self.headers()
+        self.assertEqual(gw.downstream_headers(headers, False), headers.pairs)
+        self.assertEqual(gw.goes_downstream.cache_info().currsize, 0)
+
+    def test_long_names_of_limits(self):
+        before = gw.limit_member.cache_info()
+        self.assertEqual(gw.rate_limits(self.headers(gw.LIMIT_PREFIX), 0.0), {})
+        self.assertEqual(gw.limit_member.cache_info(), before)
+        longest = gw.LIMIT_PREFIX + "a" * 40 + "-remaining"
+        self.assertEqual(list(gw.rate_limits(gw.Headers([(longest, "1")]), 0.0)), ["a" * 40])
+
+
 class MergeBetasTest(unittest.TestCase):
 
     def test_adds_first_each_once_drops_by_glob(self):

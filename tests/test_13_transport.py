@@ -347,6 +347,26 @@ class PoolTest(TransportCase):
             self.get(upstream)
             self.assertEqual(self.transport.connections(), {"active": 0, "idle": 0})
 
+    def test_one_on_which_more_came_after_the_answer_is_not_used(self):
+        """However soon: it would be taken for the answer to the next request."""
+        stray = (support.json_response(b"STRAY"),
+                 b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        for index, late in enumerate(stray):
+            with self.subTest(index):
+                near, far = socket.socketpair()
+                self.addCleanup(far.close)
+                near.setblocking(False)
+                clock = support.FakeClock()
+                pool = gw.ConnectionPool(clock.monotonic)
+                self.addCleanup(pool.close)
+                destination = gw.Destination("http", "127.0.0.1", 1, None, None)
+                wire = gw.Wire(near, clock.monotonic)
+                pool.give(destination, wire)
+                self.assertIs(pool.take(destination), wire)
+                pool.give(destination, wire)
+                far.sendall(late)
+                self.assertIsNone(pool.take(destination))
+
     def test_idle_one_that_was_closed_is_not_used(self):
         def once(connection):
             connection.read_request()

@@ -115,6 +115,44 @@ class FramingTest(unittest.TestCase):
                              [b"%d" % size for size in range(20)])
 
 
+class TakenLock:
+    """A lock that somebody has, and that writes down how long it is waited for."""
+
+    def __init__(self):
+        self.taken = True
+        self.waits = []
+
+    def acquire(self, timeout):
+        self.waits.append(timeout)
+        return not self.taken
+
+    def release(self):
+        self.taken = False
+
+
+class TurnsTest(unittest.TestCase):
+
+    def setUp(self):
+        self.turns = gw.Turns()
+        self.lock = self.turns._lock = TakenLock()
+        self.turns._wanted = True
+
+    def test_one_that_is_stuck_is_waited_for_once(self):
+        """Not at each read of each client: streams would go at 20 events a second."""
+        for _ in range(5):
+            self.assertFalse(self.turns.take())
+        self.assertEqual(self.lock.waits, [gw.TURN_SECONDS] + [0] * 4)
+
+    def test_after_its_end_turns_are_waited_for_again(self):
+        self.assertFalse(self.turns.take())
+        self.turns.end()
+        self.lock.taken = True
+        self.assertFalse(self.turns.take())
+        self.assertEqual(self.lock.waits, [gw.TURN_SECONDS] * 2)
+        self.lock.taken = False
+        self.assertTrue(self.turns.take())
+
+
 class SpareTest(unittest.TestCase):
 
     def test_a_silent_spare_connection_has_one_span_and_no_second_one(self):
