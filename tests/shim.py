@@ -29,7 +29,7 @@ MARK = "CLAUDE_GATEWAY_TESTS_SHIM"
 
 NO_SIGNALS = ("SIGHUP SIGUSR1 SIGUSR2 SIGQUIT SIGALRM SIGPIPE SIGCHLD alarm pause pthread_kill "
               "pthread_sigmask setitimer siginterrupt sigpending sigtimedwait sigwait sigwaitinfo").split()
-NO_SYSTEM = "fork forkpty getuid geteuid getgid getegid mkfifo setsid sendfile writev readv".split()
+NO_SYSTEM = "fork forkpty getuid geteuid getgid getegid mkfifo pidfd_open setsid sendfile writev readv".split()
 NO_SOCKET = "AF_UNIX MSG_DONTWAIT MSG_NOSIGNAL SO_REUSEPORT TCP_CORK TCP_USER_TIMEOUT TCP_QUICKACK".split()
 NO_METHODS = "sendmsg recvmsg recvmsg_into sendmsg_afalg".split()
 

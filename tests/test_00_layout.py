@@ -158,7 +158,7 @@ class ImportTest(unittest.TestCase):
         """No thread, no look at the environment, no socket, nothing printed."""
         program = (
             "import os, socket, sys, threading\n"
-            "import http.server, ssl, urllib.request\n"  # what the library itself does first
+            "import http.server, ssl, subprocess, urllib.request\n"  # what the library itself does first
             "class Closed(dict):\n"
             "    def fail(self, *a): raise AssertionError('environment read')\n"
             "    __getitem__ = get = items = keys = __iter__ = __contains__ = fail\n"
