@@ -2531,7 +2531,7 @@ class MessageCollector:
     def _take_error(self, value: dict) -> None:
         self.error = value
 
-    TAKERS: Mapping[str, Callable[["MessageCollector", dict], None]] = {
+    TAKERS: Mapping[str, Callable[[Any, dict], None]] = {
         "message_start": _take_message_start,
         "content_block_start": _take_block_start,
         "content_block_delta": _take_block_delta,
@@ -2957,7 +2957,9 @@ def missing_results(calls: Sequence[str]) -> list:
 def result_as_text(block: dict) -> dict:
     """A tool result whose call is not there, as a text block; what it shows besides is named."""
     content = block.get("content")
-    parts = content if isinstance(content, list) else [text_block(content)]
+    if isinstance(content, str):
+        content = [text_block(content)]
+    parts = content if isinstance(content, list) else []
     texts = [part["text"] for part in parts
              if block_type(part) == "text" and isinstance(part.get("text"), str)]
     others = ["(%s)" % block_type(part) for part in parts if block_type(part) != "text"]
@@ -5952,7 +5954,7 @@ class Log:
 
     def message(self, level: str, text: str) -> None:
         """One line about the gateway itself."""
-        self._emit(level, escape_controls(text), {"message": text})
+        self._emit(level, escape_controls(text), partial(dict, message=text))
 
     def once(self, level: str, text: str) -> None:
         """The same, but each text a single time (of the first MAX_REMEMBERED_NOTICES)."""
@@ -5967,15 +5969,14 @@ class Log:
             level = "warning"
         self._emit(level, escape_controls(record.as_text()), record.as_dict)
 
-    def _emit(self, level: str, text: str, fields: Any) -> None:
+    def _emit(self, level: str, text: str, fields: Callable[[], Mapping[str, Any]]) -> None:
         if LOG_LEVELS[level] < self._threshold:
             return
         stamp = utc_text(self._wall_clock())
         if not self._json:
             self._write("%s %s %s" % (stamp, level, text))
             return
-        values = fields() if callable(fields) else fields
-        self._write(json.dumps(dict({"time": stamp, "level": level}, **values)))
+        self._write(json.dumps(dict({"time": stamp, "level": level}, **fields())))
 
 
 def frames_of(error: BaseException) -> str:
@@ -7358,9 +7359,8 @@ class Standing:
 
 # A session (on Windows a group) of its own, so that what a command starts ends with it
 # and a Ctrl-C in our terminal does not reach it.
-APART: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
-    "creationflags": (getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-                      | getattr(subprocess, "CREATE_NO_WINDOW", 0))}
+APART_FLAGS = (getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+               | getattr(subprocess, "CREATE_NO_WINDOW", 0))
 
 
 def printed_key(
@@ -7376,7 +7376,7 @@ def printed_key(
     try:
         process = subprocess.Popen(
             command.words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, **APART)
+            stderr=subprocess.DEVNULL, start_new_session=True, creationflags=APART_FLAGS)
     except OSError as error:
         raise CredentialError("%s: its key_command could not be started (%s)"
                               % (who, reason_of(error))) from None
@@ -7619,7 +7619,7 @@ class StoredGrant(NamedTuple):
 def stored_grant(account: str, answer: Mapping[str, Any], used: Secret,
                  wall_now: float) -> StoredGrant:
     """What an issuer granted; without a new refresh token the one just used stays."""
-    given = answer.get("refresh_token")
+    given = answer.get("refresh_token", "")
     return StoredGrant(account, Secret(given) if is_token(given) else used,
                        Secret(answer["access_token"]), wall_now,
                        wall_now + told_lifetime(answer.get("expires_in")))
@@ -7629,8 +7629,8 @@ def parse_stored_grant(row: Any) -> Optional[StoredGrant]:
     """A row of a store; None where somebody has changed it into something else."""
     if not isinstance(row, dict):
         return None
-    times = [row.get(name) for name in ("granted_at", "expires_at")]
-    texts = [row.get(name) for name in ("refresh_token", "access_token")]
+    times = [row.get(name, -1) for name in ("granted_at", "expires_at")]
+    texts = [row.get(name, "") for name in ("refresh_token", "access_token")]
     if not (all(is_token(text) for text in texts) and all(
             isinstance(value, (int, float)) and 0 <= value < 1e12 for value in times)):
         return None
@@ -9555,12 +9555,13 @@ class ChatDraft:
     def add_sampling(self) -> None:
         """Temperature and the like, where the model takes them; up to 4.6 not while thinking."""
         thinks = self.body.get("thinking", {}).get("type") in ("adaptive", "enabled")
-        known = self.generation is not None
+        generation = self.generation
+        known = generation is not None
         taken = {name: self.asked[name] for name in SAMPLING_FIELDS if name in self.asked}
         if not self.rules.sampling or known and thinks:
             keeps_top_p = self.rules.sampling and taken.get("top_p", 0) >= 0.95
             taken = {"top_p": taken["top_p"]} if keeps_top_p else {}
-        elif known and self.generation >= ONE_SAMPLING_FIELD and "temperature" in taken:
+        elif known and generation >= ONE_SAMPLING_FIELD and "temperature" in taken:
             taken.pop("top_p", None)
         if "temperature" in taken:
             taken["temperature"] = min(taken["temperature"], 1)
@@ -9716,7 +9717,7 @@ def thinking_tokens(usage: Mapping[str, Any]) -> int:
 
 def is_signed(block: Mapping[str, Any]) -> bool:
     """Whether a thinking block can be given back to the one who made it."""
-    key = {"thinking": "signature", "redacted_thinking": "data"}.get(block_type(block), "")
+    key = {"thinking": "signature", "redacted_thinking": "data"}.get(block_type(block) or "", "")
     return isinstance(block.get(key), str) and bool(block[key])
 
 
@@ -10264,7 +10265,7 @@ class ChatStream:
         return self.error(STATUS_OF_TYPE.get(kind, 500), kind, told_message(value)
                           or "the upstream ended its stream with an error")
 
-    TAKERS: Mapping[str, Callable[["ChatStream", dict], bytes]] = {
+    TAKERS: Mapping[str, Callable[[Any, dict], bytes]] = {
         "message_start": _take_message_start,
         "content_block_start": _take_block_start,
         "content_block_delta": _take_block_delta,
@@ -11213,7 +11214,9 @@ class Engine:
 
     def _check_rate(self, exchange: Exchange) -> None:
         key = exchange.served.key_settings.get(exchange.record.key)
-        seconds = self._rates.admit(key) if key is not None else 0.0
+        if key is None:
+            return
+        seconds = self._rates.admit(key)
         if seconds > 0:
             raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
                                [("retry-after", str(max(1, int(seconds + 0.999))))])
@@ -12277,7 +12280,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     conflicting lengths and answers in HTML (robustness.md, section 1).
     """
 
-    server: DownstreamServer
+    server: DownstreamServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def setup(self) -> None:
         """Called by socketserver; no file objects are made of the socket."""
@@ -12509,14 +12512,14 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         if os.name == "nt":
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         # A client that leaves between select and accept must not block the loop.
         self.socket.setblocking(False)
 
     @property
     def url(self) -> str:
         """Where it listens, as a client would write it."""
-        host = self.server_address[0]
+        host = self.server_name
         return "http://%s:%d" % ("[%s]" % host if ":" in host else host, self.server_port)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
@@ -12527,7 +12530,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             while not self._stopping.is_set():
                 for key, _ in selector.select():
                     if key.fileobj is self.socket:
-                        self._handle_request_noblock()
+                        self._handle_request_noblock()  # pyright: ignore[reportAttributeAccessIssue]
 
     def shutdown(self) -> None:
         """End ``serve_forever``, from any thread."""
@@ -12578,10 +12581,11 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
 
     def _turn_away(self, request: Any) -> None:
         response = self.application.refuse(busy("too many connections"), None)
+        assert isinstance(response.body, bytes)
         try:
             request.setblocking(False)
             request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
-                                     http_date(self.wall_clock())) + bytes(response.body))
+                                     http_date(self.wall_clock())) + response.body)
             # Unread input would make the close a reset, which takes the answer along.
             request.shutdown(socket.SHUT_WR)
             request.recv(READ_BYTES)
@@ -13621,6 +13625,12 @@ class Gateway:
         self.stop()
 
 
+def bypass_of_environment(host: str, proxies: Mapping[str, str]) -> bool:
+    """Whether the ``no`` among proxies excepts ``host:port``; on every system by these alone."""
+    return bool(urllib.request.proxy_bypass_environment(  # pyright: ignore[reportAttributeAccessIssue]
+        host, proxies=proxies))
+
+
 def proxy_chooser(
     environ: Optional[Mapping[str, str]],
     tell: Callable[[str, str], None],
@@ -13634,7 +13644,7 @@ def proxy_chooser(
     else:
         proxies = {name.lower()[:-6]: value for name, value in sorted(environ.items())
                    if name.lower().endswith("_proxy") and value}
-        bypass = partial(urllib.request.proxy_bypass_environment, proxies=proxies)
+        bypass = partial(bypass_of_environment, proxies=proxies)
     parsed: dict[str, ProxyAddress] = {}
     for scheme in ("http", "https"):
         text = proxies.get(scheme) or proxies.get("all")
@@ -14354,8 +14364,9 @@ def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
         response = connection.getresponse()
         answer = response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES)
     except http.client.HTTPException as error:
-        if not late.is_set():
-            raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
+        if late.is_set():
+            raise OSError("timed out") from None
+        raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
     finally:
         if timer:
             timer.cancel()
@@ -14452,7 +14463,7 @@ def judge_proxies(environ: Mapping[str, str], host: str, port: int) -> list[Find
         except ValueError as error:
             findings.append(Finding("FAIL", "proxy", "%s: %s" % (name, error), (("unset", name),)))
     bypass = {"no": ",".join(filter(None, (environ.get("no_proxy"), environ.get("NO_PROXY"))))}
-    passed = urllib.request.proxy_bypass_environment("%s:%d" % (host, port), proxies=bypass)
+    passed = bypass_of_environment("%s:%d" % (host, port), bypass)
     taking = [name for name in named if name.lower() != "https_proxy"]
     if taking and is_loopback(host) and not passed:
         name = "no_proxy" if environ.get("no_proxy") else "NO_PROXY"
@@ -14664,7 +14675,7 @@ class Doctor:
 
     def findings(self, offline: bool) -> Iterator[Finding]:
         """Every finding, as soon as it is known."""
-        yield from judge_python(sys.version_info, sys.platform, ssl.OPENSSL_VERSION)
+        yield from judge_python(sys.version_info[:3], sys.platform, ssl.OPENSSL_VERSION)
         yield from self._look_at_configuration()
         yield from self._look_at_port()
         yield from judge_proxies(self._environ, self._reachable_host(), self._config.port)
@@ -16154,7 +16165,7 @@ def doctor_findings(options: argparse.Namespace, environ: Mapping[str, str],
     try:
         config, _ = load_config(options, environ)
     except ConfigError as error:
-        yield from judge_python(sys.version_info, sys.platform, ssl.OPENSSL_VERSION)
+        yield from judge_python(sys.version_info[:3], sys.platform, ssl.OPENSSL_VERSION)
         for problem in error.problems:
             yield Finding("FAIL", "config", problem, (("gateway", "check"),))
         return
