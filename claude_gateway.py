@@ -7125,6 +7125,29 @@ def check_descriptors() -> None:
             os.close(descriptor)
 
 
+class PyPySocket(ssl.SSLSocket):
+    """TLS where an error of the system below it comes as a RuntimeError (PyPy 7.3 over
+    OpenSSL 3 looks for a text that such errors lack): here it is the OSError it should be."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """As SSLSocket."""
+        return self._told(super().send, data, flags)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """As SSLSocket."""
+        return self._told(super().recv, buflen, flags)
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As SSLSocket."""
+        self._told(super().do_handshake, block)
+
+    def _told(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            raise ConnectionResetError("broken below TLS") from error
+
+
 def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     """A verifying context that trusts the system's certificates and ``ca_files``.  Raises OSError.
 
@@ -7132,6 +7155,8 @@ def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     corporate CA want both, so the compiled-in store is loaded beside it.
     """
     context = ssl.create_default_context()
+    if sys.implementation.name == "pypy":
+        context.sslsocket_class = PyPySocket
     context.set_alpn_protocols(["http/1.1"])
     if ca_files:
         store = ssl.get_default_verify_paths()
@@ -13676,7 +13701,11 @@ def named_ca_files(
 
 def new_request_id() -> str:
     """An id for a request: 96 random bits."""
-    return "req_" + os.urandom(12).hex()
+    try:
+        return "req_" + os.urandom(12).hex()
+    except OSError:
+        # PyPy opens a file for them, and there may be no descriptor left.
+        return "req_%012x%012x" % (time.time_ns() % 2 ** 48, threading.get_ident() % 2 ** 48)
 
 
 def is_same_host(listening: str, asked: str) -> bool:

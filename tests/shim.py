@@ -61,6 +61,8 @@ def is_ours(frame):
 def take_away():
     """Make this process such a system.  Before other imports: they look what there is."""
     sys.claude_gateway_tests_shim = True
+    if sys.implementation.name == "pypy":
+        import _ssl  # noqa: F401 - made of poll there, which stays its own
     for module, names in ((signal, NO_SIGNALS), (os, NO_SYSTEM), (socket, NO_SOCKET),
                           (select, [name for name in vars(select) if "poll" in name.lower()])):
         for name in names:
