@@ -594,7 +594,7 @@ class ConfigError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems: list[str] = list(problems)
 
 
 def anthropic_error(error_type: str, message: str, request_id: str) -> dict:
@@ -4789,7 +4789,9 @@ class Config(NamedTuple):
     """What the gateway was told, checked and frozen.
 
     Made by :meth:`from_dict`, which takes the shape of the configuration file
-    (contract section 3); ``Config.from_dict({})`` is the default one.
+    (README.md, Configure); ``Config.from_dict({})`` is the default one.  Durations are
+    seconds, sizes bytes.  ``warnings`` has a line for each thing that is legal and
+    probably not meant.
     """
 
     host: str
@@ -4818,9 +4820,11 @@ class Config(NamedTuple):
     ) -> Config:
         """Check and freeze.  Raises ConfigError with every fault and its path.
 
-        Strings may hold ``${NAME}``, ``${NAME:-default}`` (looked up in
-        ``environ``) and ``${file:PATH}`` (read by ``read_file``).  ``overrides``
-        are laid over the settings and taken as they are.
+        ``settings`` is what a configuration file would hold, as dicts, lists, strings
+        and numbers.  Strings may hold ``${NAME}``, ``${NAME:-default}`` (looked up in
+        ``environ``, nowhere else) and ``${file:PATH}`` (``read_file(path)`` gives the
+        text or raises OSError; without it there are no files).  ``overrides`` are laid
+        over the settings and taken as they are.
         """
         problems = Problems()
         resolved = Interpolation(environ, read_file).resolve(dict(settings), "", problems)
@@ -13466,9 +13470,15 @@ CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 class Gateway:
     """The composed gateway: starts on ``start`` or on entering, stops on ``stop`` or leaving.
 
-    ``url`` and ``port`` say where it listens once started.  ``write`` takes log
-    lines (None: no log).  ``environ`` is looked at for proxies and certificates
+    ``url`` (``http://HOST:PORT``) and ``port`` say where it listens once started,
+    ``config`` what it serves.  ``write`` takes each log line, without its line end, from
+    any thread (None: no log).  ``environ`` is looked at for proxies and certificates
     when it starts; None means the process' own, and the system's proxy settings.
+
+    It serves in threads of its own and leaves none behind; it sets no signal handler
+    and nothing of the process.  Stopped, it may be started again; several may run
+    beside each other.  What tells about the running one raises RuntimeError where
+    none runs.
 
     >>> with Gateway(Config.from_dict({"port": 0, "providers": [{"name": "demo"}]})) as gateway:
     ...     gateway.url.startswith("http://127.0.0.1:")
@@ -13481,9 +13491,9 @@ class Gateway:
         write: Optional[Callable[[str], None]] = None,
         environ: Optional[Mapping[str, str]] = None,
     ) -> None:
-        self.config = config
-        self.url = ""
-        self.port = 0
+        self.config: Config = config
+        self.url: str = ""
+        self.port: int = 0
         self._environ = environ
         self._log = Log(write or (lambda line: None), time.time, config.log)
         self._stop_pauses = threading.Event()
@@ -13513,8 +13523,9 @@ class Gateway:
         renewal = Renewal(transport.send, transport.pause, time.monotonic, time.time, self._log)
         try:
             config = self._with_demo(self.config)
+            # A generator of its own: a program may have seeded the one that all share.
             engine = Engine(config, transport, self._log, time.monotonic, time.time,
-                            new_request_id, random.random, renewal, dashboard_page())
+                            new_request_id, random.Random().random, renewal, dashboard_page())
             server = self._serve((config.host, config.port),
                                  Application(engine.handle, engine.refuse), config)
         except BaseException:
@@ -13559,9 +13570,10 @@ class Gateway:
         """Serve another configuration from the next request on; gives what needs a restart.
 
         Requests under way keep what they began with, and accounts that remain
-        their state.  Raises ConfigError, and then changes nothing.
+        their state.  Each of the list is a line for people.  Raises ConfigError, and
+        then changes nothing; RuntimeError where no gateway runs.
         """
-        assert self._engine is not None
+        engine = self._running()
         # It must be one to start with, and one for where we listen until then.
         fault = startup_fault(config) or startup_fault(
             config._replace(host=self.config.host, port=self.port))
@@ -13575,7 +13587,7 @@ class Gateway:
         self._log.configure(config.log)
         for server, _ in self._servers:
             server.configure(config.timeouts, config.limits)
-        self._engine.reload(served)
+        engine.reload(served)
         self.config = config
         for note in (*config.warnings, *notes):
             self._log.message("warning", note)
@@ -13616,32 +13628,44 @@ class Gateway:
             server.server_close()
         self._servers, self._demo = [], None
 
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the gateway does not run")
+        return self._engine
+
     def status(self) -> dict[str, int]:
-        """Counts for looking after the process: connections, requests, leases."""
-        assert self._engine is not None and self._transport is not None
+        """Counts for looking after the process: ``connections`` of clients, ``requests``
+        under way, ``leases`` of accounts, ``upstream_active`` and ``upstream_idle``."""
+        engine = self._running()
+        assert self._transport is not None
         upstream = self._transport.connections()
-        return dict(self._servers[-1][0].counts(), leases=self._engine.accounts.in_flight(),
+        return dict(self._servers[-1][0].counts(), leases=engine.accounts.in_flight(),
                     upstream_active=upstream["active"], upstream_idle=upstream["idle"])
 
-    def accounts(self) -> list[dict]:
+    def accounts(self) -> list[dict[str, Any]]:
         """Every account with ``provider``, ``account``, ``state`` (ready, cooling, out),
         ``ready_in_seconds``, ``in_flight``, ``last_error`` and the ``limits`` it told."""
-        assert self._engine is not None
-        pool = self._engine.accounts
-        return [dict(pool.snapshot(candidate), provider=provider.name,
+        engine = self._running()
+        return [dict(engine.accounts.snapshot(candidate), provider=provider.name,
                      account=candidate.key[1])
-                for provider in self._engine.config.providers
+                for provider in engine.config.providers
                 for candidate in configured(provider)]
 
     def local_answers(self) -> dict[str, tuple[int, int]]:
         """What was answered without an upstream, by route: (requests, tokens saved)."""
-        assert self._engine is not None
-        return self._engine.records.local_answers()
+        return self._running().records.local_answers()
 
-    def records(self, limit: int = RECORDS_KEPT) -> list[dict]:
-        """The newest request records, the newest first; shapes as RequestRecord.FIELDS."""
-        assert self._engine is not None
-        return [record.as_dict() for record in self._engine.records.newest(limit)]
+    def records(self, limit: int = RECORDS_KEPT) -> list[dict[str, Any]]:
+        """What became of the newest requests that ended, the newest first; as JSON has them.
+
+        A record has the keys of ``GET /gateway/requests``: ``id``, ``time`` (RFC 3339), ``key``,
+        ``method``, ``route``, ``model``, ``mapped_model``, ``provider``, ``account``,
+        ``attempts`` (a dict each), ``edits`` (names), ``status``, ``error``, ``stop_reason``,
+        ``input_tokens``, ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``,
+        ``first_byte_seconds`` (None: no byte came), ``seconds``, ``bytes_in``, ``bytes_out``,
+        ``saved_tokens`` and ``ended`` (complete, upstream_broke, client_left, refused).
+        """
+        return [record.as_dict() for record in self._running().records.newest(limit)]
 
     def __enter__(self) -> Gateway:
         return self.start()
