@@ -20,6 +20,8 @@ browser_driver="playwright-core@1.64.1"
 browser="chromium"
 prometheus_client="prometheus_client==0.26.0"
 dashboard_checker="axe-core@4.14.1"
+type_checker="pyright@1.1.414"
+version_checker="vermin==1.9.2"
 
 dir="${1:-${CLAUDE_GATEWAY_CLIENTS:-${TMPDIR:-/tmp}/claude_gateway_clients}}"
 mkdir -p "$dir"
@@ -92,6 +94,8 @@ install_npm browser "$browser_driver"
 install_debian "$browser"
 install_python prometheus "$prometheus_client"
 install_dashboard
+install_npm pyright "$type_checker"
+install_python vermin "$version_checker"
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
 # client has to say its version.
@@ -118,5 +122,7 @@ if command -v "$browser" > /dev/null; then
   version browser "$browser" --version
 fi
 version prometheus "$dir/prometheus/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("prometheus_client"))'
+version pyright "$dir/pyright/node_modules/.bin/pyright" --version
+version vermin "$dir/vermin/bin/vermin" --version
 cd "$dir/dashboard"
 version axe-core node -p 'require("axe-core").version'
