@@ -18,6 +18,7 @@ import os
 import select
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -73,6 +74,8 @@ def take_away():
         if hasattr(selectors, name):
             delattr(selectors, name)
     selectors.DefaultSelector = selectors.SelectSelector
+    # What it found as it was imported.
+    shutil._USE_CP_SENDFILE = False
     for name in NO_METHODS:
         setattr(socket.socket, name, property(lambda self: missing_method()))
     socket.socketpair = socket_pair
