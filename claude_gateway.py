@@ -14560,9 +14560,12 @@ def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
         connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
         answer = response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES)
-    except http.client.HTTPException as error:
+    except (OSError, http.client.HTTPException) as error:
+        # The other side may answer our hanging up with a reset.
         if late.is_set():
             raise OSError("timed out") from None
+        if not isinstance(error, http.client.HTTPException):
+            raise
         raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
     finally:
         if timer:
