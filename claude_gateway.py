@@ -85,6 +85,7 @@ import http.server
 import ipaddress
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -348,11 +349,11 @@ HOP_BY_HOP = frozenset([
     "upgrade",
 ])
 # Where a client may put its key; a gateway key in any of them is never passed on.
-CREDENTIAL_HEADERS = (
+CREDENTIAL_HEADERS = frozenset([
     "x-api-key",
     "authorization",
     "x-goog-api-key",
-)
+])
 # Never sent upstream: they describe the client's way to us, or are for us alone.
 NOT_UPSTREAM = HOP_BY_HOP | frozenset([
     "content-length",
@@ -665,35 +666,35 @@ class Headers:
     ['1', '2']
     """
 
-    __slots__ = ("pairs", "keys", "_first")
+    __slots__ = ("pairs", "keys", "_values")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = list(pairs)
-        self.keys = [name.lower() for name, _ in self.pairs]
-        # Filled from behind: of those with one name the first one stays.
-        self._first = {key: value for key, (_, value) in zip(
-            reversed(self.keys), reversed(self.pairs))}
+        self.keys = keys = [name.lower() for name, _ in self.pairs]
+        self._values: dict[str, list[str]] = {}
+        values = self._values
+        for key, (_, value) in zip(keys, self.pairs):
+            if key in values:
+                values[key].append(value)
+            else:
+                values[key] = [value]
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of a header; ``name`` in lower case."""
-        return self._first.get(name, default)
+        return self._values[name][0] if name in self._values else default
 
     def all(self, name: str) -> list[str]:
         """Every value of a header, in order; ``name`` in lower case."""
-        if name not in self._first:
-            return []
-        if len(self._first) == len(self.keys):
-            return [self._first[name]]
-        return [value for key, (_, value) in zip(self.keys, self.pairs) if key == name]
+        return self._values.get(name, [])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._first
+        return name in self._values
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
-        if name not in self._first:
+        if name not in self._values:
             return []
-        members = ",".join(self.all(name)).split(",")
+        members = ",".join(self._values[name]).split(",")
         return [member.strip() for member in members if member.strip()]
 
 
@@ -757,10 +758,11 @@ class HttpResponse:
     ``length`` is the body's length in bytes where it is known.  An iterable that
     raises UpstreamError ends the connection without a proper end of the body.
     ``close(ended)`` is called exactly once by whoever wrote the answer; ``ended``
-    is "" when all of it was written.
+    is "" when all of it was written.  ``ready`` says that the first chunk is there
+    already: it then goes down together with the head.
     """
 
-    __slots__ = ("status", "headers", "body", "length", "close_connection", "_on_close")
+    __slots__ = ("status", "headers", "body", "length", "close_connection", "ready", "_on_close")
 
     def __init__(
         self,
@@ -776,6 +778,7 @@ class HttpResponse:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.close_connection = close_connection
+        self.ready = False
         self._on_close = on_close
 
     def close(self, ended: str = "") -> None:
@@ -881,6 +884,7 @@ BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
                         % MAX_CHUNK_SIZE_DIGITS)
+PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})\r\n" % MAX_CHUNK_SIZE_DIGITS)
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
 
@@ -966,11 +970,14 @@ def parse_response_head(data: bytes) -> StatusHead:
     Bare LF as a line end is tolerated here, as every client tolerates it.
     """
     text = data.decode("latin-1")
-    lines = [line.rstrip("\r") for line in text.split("\n")]
+    if text.count("\r") == text.count("\n") == text.count("\r\n"):
+        lines = text.split("\r\n")
+    else:
+        lines = [line.rstrip("\r") for line in text.split("\n")]
     match = STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise UpstreamMalformed("upstream sent something that is not HTTP")
-    fields = [line for line in lines[1:] if line]
+    fields = list(filter(None, lines[1:]))
     if len(fields) > MAX_RESPONSE_HEADERS_COUNT:
         raise UpstreamMalformed("upstream sent more than %d headers" % MAX_RESPONSE_HEADERS_COUNT)
     try:
@@ -1017,10 +1024,14 @@ def http_date(seconds: float) -> str:
          "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
 
 
+# The name of a header pair, for a look at many of them without a line of Python each.
+NAME_OF = operator.itemgetter(0)
+
+
 def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
     """An answer's head with its framing: the one place where downstream heads are made."""
     pairs = list(response.headers)
-    if "date" not in [name.lower() for name, _ in pairs]:
+    if "date" not in map(str.lower, map(NAME_OF, pairs)):
         pairs.append(("Date", date))
     if response.status not in (204, 304):
         if response.length is not None:
@@ -1113,7 +1124,9 @@ class ChunkedBody:
         self._pending += data
         self._at = 0
         pieces: list[bytes] = []
-        while self._step(pieces):
+        if self._step == self._size_line:
+            self._whole_chunks(pieces)
+        while self._at < len(self._pending) and self._step(pieces):
             pass
         self._pending = self._pending[self._at:]
         if self.done:
@@ -1124,6 +1137,24 @@ class ChunkedBody:
         """Raises EOFError unless the last chunk and the trailers have been seen."""
         if not self.done:
             raise EOFError("no last chunk")
+
+    def _whole_chunks(self, pieces: list[bytes]) -> None:
+        """Take the chunks that are all there: one look each instead of three steps.
+
+        As a rule a read of an event stream is such a chunk (2 us instead of 8).
+        """
+        pending, at = self._pending, self._at
+        while True:
+            match = PLAIN_CHUNK_LINE.match(pending, at)
+            if match is None:
+                break
+            start = match.end()
+            end = start + int(match.group(1), 16)
+            if start == end or pending[end:end + 2] != b"\r\n":
+                break
+            pieces.append(pending[start:end])
+            at = end + 2
+        self._at = at
 
     # Each step uses what is pending from `_at` on, and says whether the next one
     # may be tried.
@@ -1524,7 +1555,9 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
     told: dict[str, dict[str, Any]] = {}
     for key, (_, value) in zip(headers.keys, headers.pairs):
         # The cheap look first: most headers tell of other things.
-        match = LIMIT_HEADER.fullmatch(key) if key.startswith(LIMIT_PREFIX) else None
+        if not key.startswith(LIMIT_PREFIX):
+            continue
+        match = LIMIT_HEADER.fullmatch(key)
         if match is None or match.group(1) not in told and len(told) >= MAX_LIMITS_COUNT:
             continue
         name, member = match.groups()
@@ -1587,13 +1620,9 @@ def presented_credentials(headers: Headers) -> list[tuple[str, str, str]]:
     a bare key; other schemes are not keys (their credential is "").  An empty
     header offers nothing.
     """
-    found = []
-    for key, (name, value) in zip(headers.keys, headers.pairs):
-        if key not in CREDENTIAL_HEADERS or not value:
-            continue
-        credential = bearer_credential(value) if key == "authorization" else value
-        found.append((name, value, credential))
-    return found
+    return [(name, value, bearer_credential(value) if key == "authorization" else value)
+            for key, (name, value) in zip(headers.keys, headers.pairs)
+            if key in CREDENTIAL_HEADERS and value]
 
 
 def bearer_credential(value: str) -> str:
@@ -1771,6 +1800,10 @@ class SseDecoder:
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that ``data`` completes."""
+        return list(filter(None, map(self.parse, self.blocks(data))))
+
+    def blocks(self, data: bytes) -> list[bytes]:
+        """The text of the events that ``data`` completes, each to be parsed, or not."""
         if not data:
             return []
         data = self._with_line_feeds(data)
@@ -1780,21 +1813,23 @@ class SseDecoder:
         if not crosses and b"\n\n" not in data:
             self._keep(data)
             return []
-        self._fragments.append(data)
-        *blocks, rest = b"".join(self._fragments).split(b"\n\n")
-        self._fragments, self._fragments_bytes = [], 0
-        events = []
-        for block in blocks:
-            # Counted with the LF of its last line, as it is in fragments: the
-            # bound must not hang on where the reads end.
-            if len(block) >= self._max_event_bytes:
-                self.overflowed = True
-                return events
-            event = self._parse(block)
-            if event is not None:
-                events.append(event)
+        if self._fragments:
+            self._fragments.append(data)
+            data = b"".join(self._fragments)
+            self._fragments, self._fragments_bytes = [], 0
+        if self._at_start:
+            self._at_start = False
+            data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+        *blocks, rest = data.split(b"\n\n")
+        # Counted with the LF of its last line, as it is in fragments: the bound must
+        # not hang on where the reads end.
+        if len(data) >= self._max_event_bytes:
+            for index, block in enumerate(blocks):
+                if len(block) >= self._max_event_bytes:
+                    self.overflowed = True
+                    return blocks[:index]
         self._keep(rest)
-        return events
+        return blocks
 
     def between_events(self) -> bytes:
         """What to send after a cut so that the next event begins clean; "" as a rule.
@@ -1828,11 +1863,8 @@ class SseDecoder:
             self.overflowed = True
             self._fragments = []
 
-    def _parse(self, block: bytes) -> Optional[SseEvent]:
-        if self._at_start:
-            self._at_start = False
-            if block.startswith(b"\xef\xbb\xbf"):
-                block = block[3:]
+    def parse(self, block: bytes) -> Optional[SseEvent]:
+        """The event that a block is; None for one without data, such as a comment."""
         event_type = b""
         data = []
         for line in block.split(b"\n"):
@@ -1930,23 +1962,34 @@ def json_parts(text: str, at: int) -> Iterator[JsonPart]:
     if text[end:end + 1] == closing:
         return
     while True:
-        start, key = json_space(text, first), None
-        if closing == "}":
-            if text[start:start + 1] != '"':
-                raise ValueError("a key is missing at character %d" % start)
-            key, end = JSON_DECODER.raw_decode(text, start)
-            colon = json_space(text, end)
-            if text[colon:colon + 1] != ":":
-                raise ValueError("a colon is missing at character %d" % colon)
-            start = json_space(text, colon + 1)
+        key, start = json_key(text, first) if closing == "}" else (None, json_space(text, first))
         value, end = JSON_DECODER.raw_decode(text, start)
-        last = json_space(text, end)
+        last = end if text[end:end + 1] in (",", closing) else json_space(text, end)
         yield JsonPart(key, value, first, start, end, last)
         if text[last:last + 1] == closing:
             return
         if text[last:last + 1] != ",":
             raise ValueError("a comma is missing at character %d" % last)
         first = last + 1
+
+
+# A key without escapes, its colon and what space there is: one look instead of four.
+PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
+
+
+def json_key(text: str, at: int) -> tuple[str, int]:
+    """The key of an object's member that begins at ``at``, and where its value does."""
+    match = PLAIN_KEY.match(text, at)
+    if match is not None:
+        return match.group(1), match.end()
+    start = json_space(text, at)
+    if text[start:start + 1] != '"':
+        raise ValueError("a key is missing at character %d" % start)
+    key, end = JSON_DECODER.raw_decode(text, start)
+    colon = json_space(text, end)
+    if text[colon:colon + 1] != ":":
+        raise ValueError("a colon is missing at character %d" % colon)
+    return key, json_space(text, colon + 1)
 
 
 class Edited(Dict[str, Any]):
@@ -2261,6 +2304,7 @@ class StreamTracker:
 
     # Events that carry nothing for the record; most of a stream.
     SKIPPED = frozenset(["content_block_delta", "content_block_stop", "ping"])
+    SKIPPED_STARTS = tuple(b"event: %b\ndata:" % name.encode("ascii") for name in SKIPPED)
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -2284,8 +2328,14 @@ class StreamTracker:
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        for event in self.events(data):
-            self.look(event)
+        for block in self._decoder.blocks(data):
+            # Nine of ten events are these: known by how they begin (0.2 us instead of 3).
+            if block.startswith(self.SKIPPED_STARTS) and b"\nevent" not in block:
+                self.events_count += 1
+                continue
+            event = self._decoder.parse(block)
+            if event is not None:
+                self.look(event)
 
     def events(self, data: bytes) -> list[SseEvent]:
         """The events that ``data`` completes, for who looks at them, too."""
@@ -3244,6 +3294,8 @@ def events_of_blocks(
 
 SESSION_HEADER = "x-claude-code-session-id"
 SESSION_IN_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,64})$")
+# json.dumps with any option builds an encoder for each call (5 us).
+SORTED_JSON = json.JSONEncoder(sort_keys=True)
 
 
 def conversation_key(headers: Headers, body: Body) -> str:
@@ -3259,14 +3311,15 @@ def conversation_key(headers: Headers, body: Body) -> str:
     user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
     if isinstance(user_id, str):
         match = SESSION_IN_USER_ID.search(user_id)
-        found = match.group(1) if match else (
-            json_object(user_id.encode("utf-8", "replace")) or {}).get("session_id")
+        found: Any = match.group(1) if match else None
+        if user_id.lstrip().startswith("{"):
+            found = (json_object(user_id.encode("utf-8", "replace")) or {}).get("session_id")
         if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
             return found
     first = next((message.get("content") for message in body["messages"]
                   if message.get("role") == "user"), None)
     try:
-        text = json.dumps([bare_content(body.get("system")), bare_content(first)], sort_keys=True)
+        text = SORTED_JSON.encode([bare_content(body.get("system")), bare_content(first)])
     except RecursionError:
         return ""  # nested as deep as may be: no conversation that a person holds
     return "#" + hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
@@ -4093,7 +4146,7 @@ def read_header_map(value: Any, path: str, problems: Problems) -> tuple[tuple[st
     What stands in them may be a key to something.
     """
     pairs = map_of(read_header_text)(value, path, problems)
-    refused = HOP_BY_HOP | frozenset(CREDENTIAL_HEADERS) | {"host", "content-length"}
+    refused = HOP_BY_HOP | CREDENTIAL_HEADERS | {"host", "content-length"}
     for name in pairs:
         if TOKEN.fullmatch(name) is None:
             problems.error("%s.%s" % (path, name), "is not a header name")
@@ -5091,6 +5144,10 @@ CASES = (
     Case("client_left", frozenset(["client_left"]), "give_up", about="nobody is there to be told"),
 )
 ANSWERED = Case("answered", frozenset(), "relay", about="everything else")
+# The rows by what they fit, in the table's order.
+CASES_OF: Mapping[Any, Sequence[Case]] = {
+    what: [case for case in CASES if what in case.fits]
+    for what in frozenset().union(*(case.fits for case in CASES))}
 # Answers that are about the request: they prove that the account works.
 PROVING_CASES = frozenset(["answered", "signature", "unknown_model"])
 
@@ -5098,8 +5155,10 @@ PROVING_CASES = frozenset(["answered", "signature", "unknown_model"])
 def case_of(outcome: Outcome) -> Case:
     """The row that an outcome falls under."""
     what = outcome.status if outcome.kind == "answer" else outcome.kind
-    return next((case for case in CASES
-                 if what in case.fits and case.says in ("", outcome.says)), ANSWERED)
+    for case in CASES_OF.get(what, ()):
+        if case.says in ("", outcome.says):
+            return case
+    return ANSWERED
 
 
 def decide(outcome: Outcome) -> Decision:
@@ -6525,7 +6584,16 @@ class SelectPoller:
 new_poller: Callable[[], Any] = getattr(select, "poll", SelectPoller)
 
 
-HEAD_END = re.compile(rb"\r?\n\r?\n")
+def head_end(data: bytes, start: int = 0) -> int:
+    """Where a response head's blank line ends, or -1; bare LF as a line end is tolerated.
+
+    >>> head_end(b"HTTP/1.1 200 OK\\r\\n\\r\\nbody"), head_end(b"HTTP/1.1 200 OK\\n\\n")
+    (19, 17)
+    """
+    after_crlf, after_lf = data.find(b"\n\r\n", start), data.find(b"\n\n", start)
+    if after_lf >= 0 and (after_crlf < 0 or after_lf < after_crlf):
+        return after_lf + 2
+    return after_crlf + 3 if after_crlf >= 0 else -1
 
 
 class Destination(NamedTuple):
@@ -6538,13 +6606,18 @@ class Destination(NamedTuple):
     ca_file: Optional[str]
 
 
-class UpstreamCall(urllib.request.Request):
+class UpstreamCall:
     """One request to an upstream.
 
-    urllib.request sees the URL and the method; headers, body, time limits and
-    the client to watch travel beside them, since its own headers are a dict that
-    changes names and loses duplicates.
+    To an OpenerDirector it is a request: it has the members that ``open`` looks at.
+    urllib.request.Request would take the URL apart once more (25 us) and keep headers
+    in a dict that changes names and loses duplicates; ours travel beside it, as do
+    the body, the time limits and the client to watch.
     """
+
+    # What ``open`` may look at of a Request, besides the members below; no body for it.
+    data: Optional[bytes] = None
+    headers: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -6556,7 +6629,7 @@ class UpstreamCall(urllib.request.Request):
         timeouts: Timeouts,
         watch: Watch = Watch(),
     ) -> None:
-        super().__init__(provider.base_url.origin + target, method=method)
+        self.type = provider.base_url.scheme
         self.verb = method
         self.provider = provider
         self.target = target
@@ -6567,6 +6640,15 @@ class UpstreamCall(urllib.request.Request):
         # Whether a stale pooled connection may still be replaced, at the cost of
         # sending once more; the handler takes it back when it does.
         self.may_resend = True
+
+    @property
+    def full_url(self) -> str:
+        """The URL, as audit hooks are told it."""
+        return self.provider.base_url.origin + self.target
+
+    def get_method(self) -> str:
+        """The method, as audit hooks are told it."""
+        return self.verb
 
 
 class Wire:
@@ -6735,10 +6817,10 @@ def begins_final_answer(data: bytes) -> bool:
     for _ in range(MAX_INTERIM_RESPONSES):
         if not data.startswith(b"HTTP/1.1 1"):
             return not b"HTTP/1.1 1".startswith(data)
-        match = HEAD_END.search(data)
-        if match is None:
+        end = head_end(data)
+        if end < 0:
             return False
-        data = data[match.end():]
+        data = data[end:]
     return True
 
 
@@ -7312,8 +7394,8 @@ def read_response_head(
     deadline = monotonic() + seconds
     data = b""
     for _ in range(MAX_INTERIM_RESPONSES):
-        match = HEAD_END.search(data)
-        while match is None:
+        end = head_end(data)
+        while end < 0:
             if len(data) > MAX_RESPONSE_HEAD_BYTES:
                 raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
                                         % MAX_RESPONSE_HEAD_BYTES)
@@ -7328,9 +7410,9 @@ def read_response_head(
             # Only the seam can hold a new end: a head in one-byte reads stays linear.
             seam = max(0, len(data) - 3)
             data += more
-            match = HEAD_END.search(data, seam)
-        head = parse_response_head(data[:match.end()])
-        data = data[match.end():]
+            end = head_end(data, seam)
+        head = parse_response_head(data[:end])
+        data = data[end:]
         if head.status == 101:
             raise UpstreamMalformed("upstream switched protocols unasked")
         if head.status >= 200:
@@ -11038,9 +11120,9 @@ class Engine:
 
     def _with_our_headers(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
         """The headers that all answers have: ids, and CORS for a listed origin."""
-        names = {name.lower() for name, _ in response.headers}
+        has_id = "request-id" in map(str.lower, map(NAME_OF, response.headers))
         response.headers.append(("X-Request-ID", exchange.id))
-        if "request-id" not in names:
+        if not has_id:
             response.headers.append(("request-id", exchange.id))
         origin = exchange.request.headers.get("origin")
         if (origin and origin in exchange.served.config.cors_origins
@@ -11720,8 +11802,11 @@ class Engine:
                 headers.append(("Content-Type", exchange.door.stream_type))
         self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
-        return HttpResponse(upstream.status, headers, body, None if is_stream else upstream.length,
-                            partial(self._stream_over, exchange, lease, body))
+        answer = HttpResponse(upstream.status, headers, body,
+                              None if is_stream else upstream.length,
+                              partial(self._stream_over, exchange, lease, body))
+        answer.ready = body.has_held
+        return answer
 
     def _stream_over(self, exchange: Exchange, lease: Lease, body: RelayBody, ended: str) -> None:
         """The end of an answer that was relayed as it came: its lease is given back."""
@@ -11839,6 +11924,11 @@ class RelayBody:
         self._read_bytes = 0
         self._ended = False
         self._error: Optional[UpstreamError] = None
+
+    @property
+    def has_held(self) -> bool:
+        """Whether something was held back and now waits to go down."""
+        return bool(self._held)
 
     def tokens_so_far(self) -> dict[str, int]:
         """For who watches from another thread: the output is a guess until the stream ends."""
@@ -12161,9 +12251,13 @@ class KeyMask:
         """What may go down of the held bytes and these."""
         if not self._secret:
             return data
-        data = self._held + data
+        if self._held:
+            data = self._held + data
         if self._secret in data:
             data = data.replace(self._secret, b"*" * len(self._secret))
+        if data[-1:] not in self._secret:
+            self._held = b""  # as a rule: an event ends in LF
+            return data
         first = self._secret[:1]
         start = max(0, len(data) - len(self._secret) + 1)
         at = data.find(first, start)
@@ -12615,9 +12709,14 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         elif isinstance(response.body, bytes):
             self._client.send(head + response.body, seconds)
         else:
+            chunks = iter(response.body)
+            if response.ready:
+                # One packet, and one call that other threads get in between at, less.
+                first = next(chunks, b"")
+                head += encode_chunk(first) if first and framing.chunked else first
             if head:
                 self._client.send(head, seconds)
-            for chunk in response.body:
+            for chunk in chunks:
                 self._send_piece(framing, chunk)
             if framing.chunked:
                 self._client.send(LAST_CHUNK, seconds)
