@@ -7447,7 +7447,7 @@ class Transport:
 
     def send(self, call: UpstreamCall) -> UpstreamResponse:
         """The answer, read up to its head.  Raises UpstreamError, ClientGone.  To be closed."""
-        return self._opener.open(call)
+        return self._opener.open(call)  # pyright: ignore[reportArgumentType]
 
     def pause(self, seconds: float, watch: Watch) -> None:
         """Wait between two calls.  Raises ClientGone, ShuttingDown."""
