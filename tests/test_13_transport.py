@@ -650,7 +650,27 @@ class TlsTest(unittest.TestCase):
         with support.ScriptedUpstream(tls=self.material) as upstream:
             with self.assertRaises(gw.UpstreamUnreached) as caught:
                 self.fetch(self.transport(), provider_at(upstream.url))
-        self.assertIn("not trusted", caught.exception.message)
+        message = caught.exception.message
+        self.assertIn("the certificate of 127.0.0.1 is not trusted", message)
+        self.assertIn("name the file of its CA in SSL_CERT_FILE or as ca_file", message)
+
+    def test_certificate_for_another_name_is_told_without_talk_of_a_ca(self):
+        with tempfile.TemporaryDirectory() as folder:
+            other = support.make_tls_material(folder, "DNS:elsewhere.example")
+            transport = self.transport(other.ca_file)
+            with support.ScriptedUpstream(tls=other) as upstream:
+                with self.assertRaises(gw.UpstreamUnreached) as caught:
+                    self.fetch(transport, provider_at(upstream.url))
+        self.assertIn("is not trusted", caught.exception.message)
+        self.assertNotIn("SSL_CERT_FILE", caught.exception.message)
+
+    def test_ca_as_python_3_13_would_not_have_it(self):
+        with tempfile.TemporaryDirectory() as folder:
+            older = support.make_tls_material(folder, config=support.OLDER_OPENSSL_CONFIG)
+            with support.ScriptedUpstream(tls=older) as upstream:
+                transport = self.transport(older.ca_file)
+                self.assertEqual(self.fetch(transport, provider_at(upstream.url))[0], 200)
+                transport.close()
 
     def test_ca_file_that_is_missing(self):
         with support.ScriptedUpstream(tls=self.material) as upstream:
@@ -763,18 +783,20 @@ class ProxyTest(unittest.TestCase):
         self.assertEqual(request.target, "http://upstream.invalid/v1/messages")
         self.assertEqual(request.header("proxy-authorization"), "Basic dXNlcjpwYSRz")
 
-    def test_tls_upstream_through_connect(self):
-        material = self.material
-
-        def tunnel(connection):
+    def tunnel(self, answer):
+        """A proxy that lets a call through, and the upstream behind it, which answers so."""
+        def script(connection):
             connection.read_request()
             connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            connection.shake_hands(material.server_context())
+            connection.shake_hands(self.material.server_context())
             connection.read_request()
-            connection.send(support.json_response())
+            connection.send(answer)
             connection.wait_closed("the gateway to close")
 
-        with support.ScriptedUpstream(tunnel) as proxy:
+        return script
+
+    def test_tls_upstream_through_connect(self):
+        with support.ScriptedUpstream(self.tunnel(support.json_response())) as proxy:
             status, _ = self.send(provider_at("https://localhost:4711"),
                                   "http://127.0.0.1:%d" % proxy.port)
             connect, request = proxy.requests
@@ -783,12 +805,44 @@ class ProxyTest(unittest.TestCase):
         self.assertEqual(request.target, "/v1/messages")
         self.assertEqual(request.header("host"), "localhost:4711")
 
-    def test_proxy_that_refuses(self):
-        answer = support.json_response({}, status=407)
+    def refusal(self, status, upstream_url, user=""):
+        """What is said of a proxy that answers with `status`, less its address."""
+        answer = support.json_response({}, status=status)
         with support.ScriptedUpstream(respond=lambda request: answer) as proxy:
             with self.assertRaises(gw.UpstreamUnreached) as caught:
-                self.send(provider_at("https://localhost:4711"), "http://127.0.0.1:%d" % proxy.port)
-        self.assertIn("status 407", caught.exception.message)
+                self.send(provider_at(upstream_url), "http://%s127.0.0.1:%d" % (user, proxy.port))
+        self.assertNotIn("MARKED", caught.exception.message)
+        before = "upstream connection failed: proxy http://127.0.0.1:%d refused the connection " % proxy.port
+        self.assertTrue(caught.exception.message.startswith(before), caught.exception.message)
+        return caught.exception.message[len(before):]
+
+    def test_proxy_that_refuses(self):
+        wants = "with status 407: give it a user and password, as http://USER:PASSWORD@HOST:PORT"
+        wrong = "with status 407: the user or password is wrong"
+        for url in ("https://localhost:4711", "http://upstream.invalid"):
+            with self.subTest(url):
+                self.assertEqual(self.refusal(407, url), wants)
+                self.assertEqual(self.refusal(407, url, "me:MARKED@"), wrong)
+        # So says tinyproxy; before an http upstream it could be the upstream's own.
+        self.assertEqual(self.refusal(401, "https://localhost:4711", "me:MARKED@"), wrong.replace("407", "401"))
+        self.assertEqual(self.refusal(403, "https://localhost:4711"), "with status 403")
+
+    def test_407_that_no_proxy_can_have_said_is_the_upstreams_own(self):
+        answer = support.json_response({}, status=407)
+        with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
+            self.assertEqual(self.send(provider_at(upstream.url))[0], 407)
+        with support.ScriptedUpstream(self.tunnel(answer)) as proxy:
+            status, _ = self.send(provider_at("https://localhost:4711"), "http://127.0.0.1:%d" % proxy.port)
+        self.assertEqual(status, 407)
+
+    def test_proxy_that_cannot_be_reached_is_named(self):
+        with support.ScriptedUpstream() as gone:
+            pass
+        for url in ("https://localhost:4711", "http://upstream.invalid"):
+            with self.subTest(url), self.assertRaises(gw.UpstreamUnreached) as caught:
+                self.send(provider_at(url), "http://127.0.0.1:%d" % gone.port)
+            self.assertEqual(caught.exception.message, "upstream connection failed: "
+                             "proxy http://127.0.0.1:%d: connection refused" % gone.port)
 
     def test_provider_setting_beats_the_environment(self):
         with support.ScriptedUpstream() as proxy, support.ScriptedUpstream() as other:

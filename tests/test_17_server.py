@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import threading
 import time
 import unittest
@@ -425,6 +426,56 @@ class StopTest(unittest.TestCase):
                     began = time.monotonic()
                     gateway.stop()
         self.assertLess(time.monotonic() - began, 5)
+
+    def test_who_waits_to_be_accepted_is_answered_and_then_nobody_connects(self):
+        """Closing a listener resets its queue: a balancer could not tell whether that was done."""
+        with serving() as (server, application):
+            server.shutdown()
+            support.eventually(lambda: server.socket.fileno() < 0, "the listener to be closed")
+            with self.assertRaises(ConnectionRefusedError):
+                support.RawClient(server.server_port)
+        application = Recorder()
+        server = gw.DownstreamServer(
+            ("127.0.0.1", 0), gw.Application(application.handle, application.refuse), SHORT, SMALL,
+            time.monotonic, time.time)
+        with support.RawClient(server.server_port) as client:
+            client.send(GET + b"Connection: close\r\n\r\n")
+            server.shutdown()
+            server.serve_forever()  # accepts nothing as long as it serves
+            self.assertEqual(client.read_response().status, 200)
+        self.assertTrue(server.close_connections(support.WAIT_SECONDS))
+        server.server_close()
+
+    def test_what_has_come_before_the_end_is_answered(self):
+        """Ending the connections takes no answer away, nor (on Linux) a request that is here."""
+        asked, told, gate = support.Gate(), support.Gate(), support.Gate()
+        application = Recorder()
+        shut = socket.socket.shutdown
+
+        def answer():
+            asked.open()
+            gate.wait("the connections to be told")
+            return gw.HttpResponse(200, [], b"in time")
+
+        def shutdown(sock, how):
+            shut(sock, how)
+            told.open()
+
+        application.answer = answer
+        with serving(application) as (server, _), support.RawClient(server.server_port) as client:
+            client.send((GET + b"\r\n") * 2)
+            asked.wait("the first request")
+            closing = threading.Thread(target=server.close_connections,
+                                       args=(support.WAIT_SECONDS,))
+            with unittest.mock.patch.object(gw, "LAST_ANSWER_SECONDS", support.WAIT_SECONDS):
+                with unittest.mock.patch.object(socket.socket, "shutdown", shutdown):
+                    closing.start()
+                    told.wait("the connection to be shut")
+                gate.open()
+                for _ in range(2 if sys.platform.startswith("linux") else 1):
+                    self.assertEqual(client.read_response().body, b"in time")
+                self.assertTrue(client.at_eof())
+                closing.join(support.WAIT_SECONDS)
 
     def test_nothing_new_is_asked_of_an_upstream_when_time_is_up(self):
         def script(connection):

@@ -141,6 +141,8 @@ class JudgeTest(unittest.TestCase):
             ("self-signed", ("h", "the certificate of h is not trusted (self-signed "
                                   "certificate in certificate chain)", {}, now), "FAIL",
              "ca_file"),
+            ("proxy with a password", ("h", "Tunnel connection failed: 407 Proxy Authentication "
+                                            "Required", {}, now), "FAIL", "USER:PASSWORD"),
             ("cut", ("h", "TLS with h failed (WRONG_VERSION_NUMBER)", {}, now), "FAIL",
              "firewall"),
         ]

@@ -50,6 +50,12 @@ class ClaudeCodeTest(harness.ClientTest):
         self.assert_prints_the_answer(gateway, harness.api_key("sk-my-own"))
         self.assertEqual([("x-api-key", "sk-my-own")], harness.credentials_in(self.upstream.requests[0]))
 
+    def test_transparent_gateway_hands_on_the_own_token(self):
+        gateway = self.transparent_gateway_before(HELLO)
+        self.assert_prints_the_answer(gateway, harness.auth_token("my-own-token"))
+        self.assertEqual([("authorization", "Bearer my-own-token")],
+                         harness.credentials_in(self.upstream.requests[0]))
+
     def test_base_url_with_the_antigravity_suffix(self):
         gateway = self.gateway_before(HELLO)
         self.assert_prints_the_answer(gateway + "/claude_api", harness.api_key(harness.GATEWAY_KEY))
@@ -78,6 +84,30 @@ class ClaudeCodeTest(harness.ClientTest):
         self.assertEqual(2, len(self.upstream.requests))
         self.assert_only_the_account_was_shown()
         self.assert_answers_the_call(self.upstream.requests[1].json())
+
+    def test_stream_that_breaks_is_asked_for_again(self):
+        """After an error in the middle of the text the client asks once more, for fewer tokens and without a
+        stream; the gateway asks the upstream for one all the same, since the answer may be long."""
+        gateway = self.gateway_before(harness.begun_stream(), HELLO)
+        finished = self.claude.run(gateway, harness.api_key(harness.GATEWAY_KEY))
+        self.assert_printed(finished, "Hello from upstream")
+        first, second = (request.json() for request in self.upstream.requests)
+        self.assertEqual((True, True), (first["stream"], second["stream"]))
+        self.assertLess(second["max_tokens"], first["max_tokens"])
+        self.assertEqual(first["messages"], second["messages"])
+        self.assert_only_the_account_was_shown()
+
+    def test_429_is_waited_for_unseen(self):
+        gateway = self.gateway_before(harness.too_many(1), HELLO)
+        self.assert_printed(self.claude.run(gateway, harness.api_key(harness.GATEWAY_KEY)), "Hello from upstream")
+        self.assert_one_request(("work", 429), ("work", 200))
+
+    def test_429_moves_on_to_the_second_account(self):
+        gateway = self.gateway_with_two_accounts_before(harness.too_many(3600), HELLO)
+        self.assert_printed(self.claude.run(gateway, harness.api_key(harness.GATEWAY_KEY)), "Hello from upstream")
+        self.assert_one_request(("work", 429), ("spare", 200))
+        shown = [harness.credentials_in(request) for request in self.upstream.requests]
+        self.assertEqual([[("x-api-key", harness.UPSTREAM_KEY)], [("x-api-key", harness.SPARE_KEY)]], shown)
 
     def assert_answers_the_call(self, asked):
         call, result = asked["messages"][-2:]

@@ -1,4 +1,4 @@
-"""The Anthropic SDKs, through the gateway: Python old and current, and TypeScript."""
+"""The Anthropic SDKs, through the gateway: Python and TypeScript, old and current."""
 
 import unittest
 
@@ -124,6 +124,13 @@ class Python0125Test(PythonSdkTests, harness.ClientTest):
 
 class PythonCurrentTest(PythonSdkTests, harness.ClientTest):
     name = "sdk-python-current"
+
+
+class TypeScriptOldTest(SdkTests, harness.ClientTest):
+    """It goes through node-fetch, whose connections and streams are others than those of Node's own fetch."""
+
+    def sdk(self):
+        return harness.typescript_sdk(self.folder, "sdk-typescript-old")
 
 
 class TypeScriptTest(SdkTests, harness.ClientTest):

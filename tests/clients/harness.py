@@ -9,18 +9,25 @@ import subprocess
 import tempfile
 import unittest
 
+import claude_gateway as gw
 from tests.support import SSE_HEAD
 from tests.support import GatewayProcess
 from tests.support import ScriptedUpstream
 from tests.support import chunk
 from tests.support import error_body
+from tests.support import eventually
+from tests.support import exchange
 from tests.support import json_response
 from tests.support import stream_events
 
 GATEWAY_KEY = "gw-test-key"
 UPSTREAM_KEY = "upstream-test-key"
+SPARE_KEY = "spare-upstream-test-key"
 # Only a gateway that answers model lists itself can know this one.
 LISTED_MODEL = "claude-listed-by-the-gateway"
+
+# As the doctor prints it.
+NO_PROXY = gw.LOOPBACK_BYPASS
 
 # A client takes one to three seconds; one that retries on its own schedule takes minutes and is a failure.
 CLIENT_SECONDS = 60
@@ -108,6 +115,23 @@ def bare_environment(home, **more):
     return dict(kept, HOME=home, **more)
 
 
+# A mount namespace of its own lets one command, and nobody else, see another /etc/hosts.
+SEEING_HOSTS = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"']
+
+
+def seeing_hosts(folder, lines):
+    """What a command is prefixed with to find these lines, "ADDRESS NAME" each, in /etc/hosts."""
+    path = os.path.join(folder, "hosts")
+    with open(path, "w") as file:
+        file.write("".join(line + "\n" for line in lines))
+    prefix = SEEING_HOSTS + [path]
+    on_path(prefix[0])
+    tried = run(prefix + ["cat", "/etc/hosts"], bare_environment(folder), folder)
+    if tried.text.split("\n") != list(lines):
+        missing("a mount namespace (%r)" % tried)
+    return prefix
+
+
 def api_key(key):
     return {"ANTHROPIC_API_KEY": key}
 
@@ -132,6 +156,8 @@ class ClaudeCode:
         self.home = os.path.join(folder, "home")
         self.work = os.path.join(folder, "work")
         self.files = {}
+        self.variables = {}
+        self.prefix = []
 
     def start_afresh(self):
         for path in (self.home, self.work):
@@ -144,19 +170,21 @@ class ClaudeCode:
             with open(os.path.join(self.work, name), "w") as file:
                 file.write(content)
 
+    def environment(self, base_url, credentials):
+        settings = {
+            "ANTHROPIC_BASE_URL": base_url,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            # Whatever else it wants of the world ends at a port nobody listens on.
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+            "NO_PROXY": NO_PROXY,
+        }
+        return bare_environment(self.home, **dict(settings, **dict(credentials, **self.variables)))
+
     def run(self, base_url, credentials, prompt="Say hello."):
         self.start_afresh()
-        environment = bare_environment(
-            self.home,
-            ANTHROPIC_BASE_URL=base_url,
-            CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
-            DISABLE_AUTOUPDATER="1",
-            # Whatever else it wants of the world ends at a port nobody listens on.
-            HTTPS_PROXY="http://127.0.0.1:9",
-            NO_PROXY="127.0.0.1",
-            **credentials
-        )
-        return run([self.path, "-p", prompt, "--session-id", self.SESSION_ID], environment, self.work)
+        command = [self.path, "-p", prompt, "--session-id", self.SESSION_ID]
+        return run(self.prefix + command, self.environment(base_url, credentials), self.work)
 
 
 class SdkProgram:
@@ -167,6 +195,8 @@ class SdkProgram:
         self.command = command
         self.environment = environment
 
+    prefix = ()
+
     def run(self, base_url, credentials, case="create"):
         environment = bare_environment(
             self.folder,
@@ -174,7 +204,7 @@ class SdkProgram:
             OPENAI_BASE_URL=base_url + "/v1",
             **dict(self.environment, **credentials)
         )
-        return run(self.command + [case], environment, self.folder)
+        return run([*self.prefix, *self.command, case], environment, self.folder)
 
     def told(self, base_url, credentials, case):
         finished = self.run(base_url, credentials, case)
@@ -188,8 +218,8 @@ def python_sdk(folder, name):
     return SdkProgram(folder, [interpreter, program("python_sdk.py")], {})
 
 
-def typescript_sdk(folder):
-    modules = installed("sdk-typescript", "node_modules")
+def typescript_sdk(folder, name="sdk-typescript"):
+    modules = installed(name, "node_modules")
     return SdkProgram(folder, [on_path("node"), program("typescript_sdk.cjs")], {"NODE_PATH": modules})
 
 
@@ -198,8 +228,8 @@ def openai_python_sdk(folder, name, **environment):
     return SdkProgram(folder, [interpreter, program("openai_sdk.py")], environment)
 
 
-def openai_typescript_sdk(folder, **environment):
-    modules = installed("openai-typescript", "node_modules")
+def openai_typescript_sdk(folder, name="openai-typescript", **environment):
+    modules = installed(name, "node_modules")
     return SdkProgram(folder, [on_path("node"), program("openai_sdk.cjs")], dict(environment, NODE_PATH=modules))
 
 
@@ -220,6 +250,12 @@ def said(request):
 
 
 BEGUN_PIECES = ["Once", " upon"]
+
+
+def too_many(seconds):
+    """A 429 that asks to come back after so many seconds."""
+    error = error_body("rate_limit_error", "slow down")
+    return json_response(error, status=429, headers=[("retry-after", str(seconds))])
 
 
 def begun_stream():
@@ -256,22 +292,39 @@ class ClientTest(unittest.TestCase):
         self.addCleanup(context.__exit__, None, None, None)
         return value
 
-    def start_gateway(self, answers, auth, accounts, script=None):
+    def start_gateway(self, answers, auth, accounts, script=None, args=(), env=None, **settings):
+        """The upstream and a gateway before it; `settings` are further ones of its configuration."""
         scripts = [script] if script else []
         self.upstream = self.entered(ScriptedUpstream(*scripts, respond=Answers(answers)))
         provider = {"name": "anthropic", "base_url": self.upstream.url, "models": [LISTED_MODEL]}
-        config = {"auth": auth, "providers": [dict(provider, **accounts)]}
-        return self.entered(GatewayProcess(config)).url
+        config = dict(settings, auth=auth, providers=[dict(provider, **accounts)])
+        self.process = self.entered(GatewayProcess(config, args, env))
+        return self.process.url
 
-    def gateway_before(self, *answers, mode="auto", script=None):
+    def gateway_before(self, *answers, mode="auto", **more):
         """A gateway with a key of its own and one account; returns its base URL."""
         auth = {"mode": mode, "api_keys": [GATEWAY_KEY]}
         accounts = {"accounts": [{"name": "work", "api_key": UPSTREAM_KEY}]}
-        return self.start_gateway(answers, auth, accounts, script)
+        return self.start_gateway(answers, auth, accounts, **more)
+
+    def gateway_with_two_accounts_before(self, *answers):
+        """As gateway_before, with a second account behind the first."""
+        accounts = {"accounts": [{"name": "work", "api_key": UPSTREAM_KEY},
+                                 {"name": "spare", "api_key": SPARE_KEY}]}
+        return self.start_gateway(answers, {"api_keys": [GATEWAY_KEY]}, accounts)
 
     def transparent_gateway_before(self, *answers):
         """A gateway without any credential, neither its own nor an account's."""
         return self.start_gateway(answers, {}, {})
+
+    def assert_one_request(self, *attempts):
+        """The client asked once; for that the gateway called the upstream as told: (account, status) each."""
+        def records():
+            return exchange(self.process.port, "GET", "/gateway/requests", [("x-api-key", GATEWAY_KEY)]).json()["requests"]
+
+        (record,) = eventually(records, "the record of the request")
+        self.assertEqual(list(attempts), [(tried["account"], tried["status"]) for tried in record["attempts"]])
+        self.assertEqual(len(attempts), len(self.upstream.requests))
 
     def assert_only_the_account_was_shown(self):
         """That it is the account's key proves the way through the gateway, whose own key stays there."""

@@ -33,6 +33,9 @@ const SCHEMA = {
   additionalProperties: false,
 };
 
+// Before 5.0 these stood in the beta.
+const helpers = (client) => (client.chat.completions.parse ? client.chat.completions : client.beta.chat.completions);
+
 const asking = (content) => ({ ...QUESTION, messages: [{ role: "user", content }] });
 
 const toldUsage = (usage) =>
@@ -92,6 +95,15 @@ const CASES = {
     await readPieces(await client.chat.completions.create({ ...QUESTION, stream: true }), told);
   },
 
+  // The same client goes on, over the connection that it has or a new one.
+  async broken_stream_then_create(client, told) {
+    const stream = await client.chat.completions.create({ ...QUESTION, stream: true });
+    await readPieces(stream, told).catch((error) => {
+      told.raised = error.constructor.name;
+    });
+    Object.assign(told, toldCompletion(await client.chat.completions.create(QUESTION)));
+  },
+
   async stream_usage(client, told) {
     const asked = { ...QUESTION, stream: true, stream_options: { include_usage: true } };
     await readPieces(await client.chat.completions.create(asked), told);
@@ -99,7 +111,7 @@ const CASES = {
 
   async stream_helper(client, told) {
     const pieces = [];
-    const stream = client.chat.completions.stream(QUESTION).on("content", (piece) => pieces.push(piece));
+    const stream = helpers(client).stream(QUESTION).on("content", (piece) => pieces.push(piece));
     Object.assign(told, toldCompletion(await stream.finalChatCompletion()), { pieces });
   },
 
@@ -138,7 +150,7 @@ const CASES = {
 
   async parse(client, told) {
     const response_format = { type: "json_schema", json_schema: { name: "answer", strict: true, schema: SCHEMA } };
-    const completion = await client.chat.completions.parse({ ...QUESTION, response_format });
+    const completion = await helpers(client).parse({ ...QUESTION, response_format });
     told.parsed = completion.choices[0].message.parsed;
   },
 
@@ -180,7 +192,7 @@ const toldError = (error) => ({
   type: error.type ?? null,
   code: error.code ?? null,
   param: error.param ?? null,
-  request_id: error.requestID ?? null,
+  request_id: error.requestID ?? error.request_id ?? null,
 });
 
 async function main() {

@@ -122,6 +122,18 @@ def stream(told):
         pieces.add(chunk)
 
 
+def broken_stream_then_create(told):
+    """The same client goes on, over the connection that it has or a new one."""
+    both = client()
+    pieces = Pieces(told)
+    try:
+        for chunk in both.chat.completions.create(stream=True, **QUESTION):
+            pieces.add(chunk)
+    except openai.APIError as error:
+        told["raised"] = type(error).__name__
+    told.update(told_completion(both.chat.completions.create(**QUESTION)))
+
+
 def stream_usage(told):
     pieces = Pieces(told)
     options = {"include_usage": True}
@@ -213,6 +225,7 @@ def errors(told):
 CASES = {
     "create": create,
     "stream": stream,
+    "broken_stream_then_create": broken_stream_then_create,
     "stream_usage": stream_usage,
     "stream_helper": stream_helper,
     "async_create": lambda told: asyncio.run(async_create(told)),

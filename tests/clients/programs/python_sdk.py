@@ -48,6 +48,19 @@ def stream(told):
         told.update(told_message(events.get_final_message()))
 
 
+def broken_stream_then_create(told):
+    """The same client goes on, over the connection that it has or a new one."""
+    client = anthropic.Anthropic(**credentials())
+    told["pieces"] = []
+    try:
+        with client.messages.stream(**QUESTION) as events:
+            for piece in events.text_stream:
+                told["pieces"].append(piece)
+    except anthropic.APIError as error:
+        told["raised"] = type(error).__name__
+    told.update(told_message(client.messages.create(**QUESTION)))
+
+
 def models(told):
     told["ids"] = [model.id for model in anthropic.Anthropic(**credentials()).models.list()]
 
@@ -79,6 +92,7 @@ async def async_stream(told):
 CASES = {
     "create": create,
     "stream": stream,
+    "broken_stream_then_create": broken_stream_then_create,
     "models": models,
     "retrieve_models": retrieve_models,
     "count_tokens": count_tokens,

@@ -31,6 +31,16 @@ const CASES = {
     Object.assign(told, toldMessage(await events.finalMessage()));
   },
 
+  // The same client goes on, over the connection that it has or a new one.
+  async broken_stream_then_create(client, told) {
+    told.pieces = [];
+    const events = client.messages.stream(QUESTION).on("text", (piece) => told.pieces.push(piece));
+    await events.finalMessage().catch((error) => {
+      told.raised = error.constructor.name;
+    });
+    Object.assign(told, toldMessage(await client.messages.create(QUESTION)));
+  },
+
   async models(client, told) {
     told.ids = [];
     for await (const model of client.models.list()) told.ids.push(model.id);
