@@ -608,7 +608,7 @@ class ConfigError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems: list[str] = list(problems)
 
 
 def anthropic_error(error_type: str, message: str, request_id: str) -> dict:
@@ -2670,7 +2670,7 @@ class MessageCollector:
     def _take_error(self, value: dict) -> None:
         self.error = value
 
-    TAKERS: Mapping[str, Callable[["MessageCollector", dict], None]] = {
+    TAKERS: Mapping[str, Callable[[Any, dict], None]] = {
         "message_start": _take_message_start,
         "content_block_start": _take_block_start,
         "content_block_delta": _take_block_delta,
@@ -3096,7 +3096,9 @@ def missing_results(calls: Sequence[str]) -> list:
 def result_as_text(block: dict) -> dict:
     """A tool result whose call is not there, as a text block; what it shows besides is named."""
     content = block.get("content")
-    parts = content if isinstance(content, list) else [text_block(content)]
+    if isinstance(content, str):
+        content = [text_block(content)]
+    parts = content if isinstance(content, list) else []
     texts = [part["text"] for part in parts
              if block_type(part) == "text" and isinstance(part.get("text"), str)]
     others = ["(%s)" % block_type(part) for part in parts if block_type(part) != "text"]
@@ -4939,7 +4941,9 @@ class Config(NamedTuple):
     """What the gateway was told, checked and frozen.
 
     Made by :meth:`from_dict`, which takes the shape of the configuration file
-    (contract section 3); ``Config.from_dict({})`` is the default one.
+    (README.md, Configure); ``Config.from_dict({})`` is the default one.  Durations are
+    seconds, sizes bytes.  ``warnings`` has a line for each thing that is legal and
+    probably not meant.
     """
 
     host: str
@@ -4968,9 +4972,11 @@ class Config(NamedTuple):
     ) -> Config:
         """Check and freeze.  Raises ConfigError with every fault and its path.
 
-        Strings may hold ``${NAME}``, ``${NAME:-default}`` (looked up in
-        ``environ``) and ``${file:PATH}`` (read by ``read_file``).  ``overrides``
-        are laid over the settings and taken as they are.
+        ``settings`` is what a configuration file would hold, as dicts, lists, strings
+        and numbers.  Strings may hold ``${NAME}``, ``${NAME:-default}`` (looked up in
+        ``environ``, nowhere else) and ``${file:PATH}`` (``read_file(path)`` gives the
+        text or raises OSError; without it there are no files).  ``overrides`` are laid
+        over the settings and taken as they are.
         """
         problems = Problems()
         resolved = Interpolation(environ, read_file).resolve(dict(settings), "", problems)
@@ -7362,6 +7368,29 @@ def check_descriptors() -> None:
             os.close(descriptor)
 
 
+class PyPySocket(ssl.SSLSocket):
+    """TLS where an error of the system below it comes as a RuntimeError (PyPy 7.3 over
+    OpenSSL 3 looks for a text that such errors lack): here it is the OSError it should be."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """As SSLSocket."""
+        return self._told(super().send, data, flags)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """As SSLSocket."""
+        return self._told(super().recv, buflen, flags)
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As SSLSocket."""
+        self._told(super().do_handshake, block)
+
+    def _told(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            raise ConnectionResetError("broken below TLS") from error
+
+
 def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     """A verifying context that trusts the system's certificates and ``ca_files``.  Raises OSError.
 
@@ -7371,6 +7400,8 @@ def tls_context(ca_files: Sequence[str]) -> ssl.SSLContext:
     without; who names one has to get through with every Python.
     """
     context = ssl.create_default_context()
+    if sys.implementation.name == "pypy":
+        context.sslsocket_class = PyPySocket
     context.set_alpn_protocols(["http/1.1"])
     if ca_files:
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -7493,7 +7524,7 @@ class Transport:
 
     def send(self, call: UpstreamCall) -> UpstreamResponse:
         """The answer, read up to its head.  Raises UpstreamError, ClientGone.  To be closed."""
-        return self._opener.open(call)
+        return self._opener.open(call)  # pyright: ignore[reportArgumentType]
 
     def pause(self, seconds: float, watch: Watch) -> None:
         """Wait between two calls.  Raises ClientGone, ShuttingDown."""
@@ -7609,9 +7640,8 @@ class Standing:
 
 # A session (on Windows a group) of its own, so that what a command starts ends with it
 # and a Ctrl-C in our terminal does not reach it.
-APART: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
-    "creationflags": (getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-                      | getattr(subprocess, "CREATE_NO_WINDOW", 0))}
+APART_FLAGS = (getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+               | getattr(subprocess, "CREATE_NO_WINDOW", 0))
 
 
 def printed_key(
@@ -7627,7 +7657,7 @@ def printed_key(
     try:
         process = subprocess.Popen(
             command.words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, **APART)
+            stderr=subprocess.DEVNULL, start_new_session=True, creationflags=APART_FLAGS)
     except OSError as error:
         raise CredentialError("%s: its key_command could not be started (%s)"
                               % (who, reason_of(error))) from None
@@ -7870,7 +7900,7 @@ class StoredGrant(NamedTuple):
 def stored_grant(account: str, answer: Mapping[str, Any], used: Secret,
                  wall_now: float) -> StoredGrant:
     """What an issuer granted; without a new refresh token the one just used stays."""
-    given = answer.get("refresh_token")
+    given = answer.get("refresh_token", "")
     return StoredGrant(account, Secret(given) if is_token(given) else used,
                        Secret(answer["access_token"]), wall_now,
                        wall_now + told_lifetime(answer.get("expires_in")))
@@ -7880,8 +7910,8 @@ def parse_stored_grant(row: Any) -> Optional[StoredGrant]:
     """A row of a store; None where somebody has changed it into something else."""
     if not isinstance(row, dict):
         return None
-    times = [row.get(name) for name in ("granted_at", "expires_at")]
-    texts = [row.get(name) for name in ("refresh_token", "access_token")]
+    times = [row.get(name, -1) for name in ("granted_at", "expires_at")]
+    texts = [row.get(name, "") for name in ("refresh_token", "access_token")]
     if not (all(is_token(text) for text in texts) and all(
             isinstance(value, (int, float)) and 0 <= value < 1e12 for value in times)):
         return None
@@ -9806,12 +9836,13 @@ class ChatDraft:
     def add_sampling(self) -> None:
         """Temperature and the like, where the model takes them; up to 4.6 not while thinking."""
         thinks = self.body.get("thinking", {}).get("type") in ("adaptive", "enabled")
-        known = self.generation is not None
+        generation = self.generation
+        known = generation is not None
         taken = {name: self.asked[name] for name in SAMPLING_FIELDS if name in self.asked}
         if not self.rules.sampling or known and thinks:
             keeps_top_p = self.rules.sampling and taken.get("top_p", 0) >= 0.95
             taken = {"top_p": taken["top_p"]} if keeps_top_p else {}
-        elif known and self.generation >= ONE_SAMPLING_FIELD and "temperature" in taken:
+        elif known and generation >= ONE_SAMPLING_FIELD and "temperature" in taken:
             taken.pop("top_p", None)
         if "temperature" in taken:
             taken["temperature"] = min(taken["temperature"], 1)
@@ -9967,7 +9998,7 @@ def thinking_tokens(usage: Mapping[str, Any]) -> int:
 
 def is_signed(block: Mapping[str, Any]) -> bool:
     """Whether a thinking block can be given back to the one who made it."""
-    key = {"thinking": "signature", "redacted_thinking": "data"}.get(block_type(block), "")
+    key = {"thinking": "signature", "redacted_thinking": "data"}.get(block_type(block) or "", "")
     return isinstance(block.get(key), str) and bool(block[key])
 
 
@@ -10515,7 +10546,7 @@ class ChatStream:
         return self.error(STATUS_OF_TYPE.get(kind, 500), kind, told_message(value)
                           or "the upstream ended its stream with an error")
 
-    TAKERS: Mapping[str, Callable[["ChatStream", dict], bytes]] = {
+    TAKERS: Mapping[str, Callable[[Any, dict], bytes]] = {
         "message_start": _take_message_start,
         "content_block_start": _take_block_start,
         "content_block_delta": _take_block_delta,
@@ -11488,7 +11519,9 @@ class Engine:
 
     def _check_rate(self, exchange: Exchange) -> None:
         key = exchange.served.key_settings.get(exchange.record.key)
-        seconds = self._rates.admit(key) if key is not None else 0.0
+        if key is None:
+            return
+        seconds = self._rates.admit(key)
         if seconds > 0:
             raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
                                [("retry-after", str(max(1, int(seconds + 0.999))))])
@@ -12652,7 +12685,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     conflicting lengths and answers in HTML (robustness.md, section 1).
     """
 
-    server: DownstreamServer
+    server: DownstreamServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def setup(self) -> None:
         """Called by socketserver; no file objects are made of the socket."""
@@ -12892,14 +12925,14 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         if os.name == "nt":
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         # A client that leaves between select and accept must not block the loop.
         self.socket.setblocking(False)
 
     @property
     def url(self) -> str:
         """Where it listens, as a client would write it."""
-        host = self.server_address[0]
+        host = self.server_name
         return "http://%s:%d" % ("[%s]" % host if ":" in host else host, self.server_port)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
@@ -12910,7 +12943,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             while not self._stopping.is_set():
                 for key, _ in selector.select():
                     if key.fileobj is self.socket:
-                        self._handle_request_noblock()
+                        self._handle_request_noblock()  # pyright: ignore[reportAttributeAccessIssue]
         self._accept_the_rest()
         self.socket.close()
 
@@ -12971,10 +13004,11 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
 
     def _turn_away(self, request: Any) -> None:
         response = self.application.refuse(busy("too many connections"), None)
+        assert isinstance(response.body, bytes)
         try:
             request.setblocking(False)
             request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
-                                     http_date(int(self.wall_clock()))) + bytes(response.body))
+                                     http_date(int(self.wall_clock()))) + response.body)
             # Unread input would make the close a reset, which takes the answer along.
             request.shutdown(socket.SHUT_WR)
             request.recv(READ_BYTES)
@@ -13838,9 +13872,15 @@ CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 class Gateway:
     """The composed gateway: starts on ``start`` or on entering, stops on ``stop`` or leaving.
 
-    ``url`` and ``port`` say where it listens once started.  ``write`` takes log
-    lines (None: no log).  ``environ`` is looked at for proxies and certificates
+    ``url`` (``http://HOST:PORT``) and ``port`` say where it listens once started,
+    ``config`` what it serves.  ``write`` takes each log line, without its line end, from
+    any thread (None: no log).  ``environ`` is looked at for proxies and certificates
     when it starts; None means the process' own, and the system's proxy settings.
+
+    It serves in threads of its own and leaves none behind; it sets no signal handler
+    and nothing of the process.  Stopped, it may be started again; several may run
+    beside each other.  What tells about the running one raises RuntimeError where
+    none runs.
 
     >>> with Gateway(Config.from_dict({"port": 0, "providers": [{"name": "demo"}]})) as gateway:
     ...     gateway.url.startswith("http://127.0.0.1:")
@@ -13853,11 +13893,12 @@ class Gateway:
         write: Optional[Callable[[str], None]] = None,
         environ: Optional[Mapping[str, str]] = None,
     ) -> None:
-        self.config = config
-        self.url = ""
-        self.port = 0
+        self.config: Config = config
+        self.url: str = ""
+        self.port: int = 0
         self._environ = environ
         self._log = Log(write or (lambda line: None), time.time, config.log)
+        self._new_id = request_ids()
         self._stop_pauses = threading.Event()
         self._engine: Optional[Engine] = None
         self._transport: Optional[Transport] = None
@@ -13885,8 +13926,9 @@ class Gateway:
         renewal = Renewal(transport.send, transport.pause, time.monotonic, time.time, self._log)
         try:
             config = self._with_demo(self.config)
+            # A generator of its own: a program may have seeded the one that all share.
             engine = Engine(config, transport, self._log, time.monotonic, time.time,
-                            new_request_id, random.random, renewal, dashboard_page())
+                            self._new_id, random.Random().random, renewal, dashboard_page())
             server = self._serve((config.host, config.port),
                                  Application(engine.handle, engine.refuse), config)
         except BaseException:
@@ -13903,7 +13945,7 @@ class Gateway:
             return config
         if self._demo is None:
             key = Secret(os.urandom(24).hex())
-            demo = DemoUpstream(key, self._stop_pauses.wait, new_request_id)
+            demo = DemoUpstream(key, self._stop_pauses.wait, self._new_id)
             server = self._serve(("127.0.0.1", 0), Application(demo.handle, demo.refuse), config)
             # The gateway's own server stays the last one.
             self._servers.insert(0, self._servers.pop())
@@ -13931,9 +13973,10 @@ class Gateway:
         """Serve another configuration from the next request on; gives what needs a restart.
 
         Requests under way keep what they began with, and accounts that remain
-        their state.  Raises ConfigError, and then changes nothing.
+        their state.  Each of the list is a line for people.  Raises ConfigError, and
+        then changes nothing; RuntimeError where no gateway runs.
         """
-        assert self._engine is not None
+        engine = self._running()
         # It must be one to start with, and one for where we listen until then.
         fault = startup_fault(config) or startup_fault(
             config._replace(host=self.config.host, port=self.port))
@@ -13947,7 +13990,7 @@ class Gateway:
         self._log.configure(config.log)
         for server, _ in self._servers:
             server.configure(config.timeouts, config.limits)
-        self._engine.reload(served)
+        engine.reload(served)
         self.config = config
         for note in (*config.warnings, *notes):
             self._log.message("warning", note)
@@ -13988,38 +14031,56 @@ class Gateway:
             server.server_close()
         self._servers, self._demo = [], None
 
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the gateway does not run")
+        return self._engine
+
     def status(self) -> dict[str, int]:
-        """Counts for looking after the process: connections, requests, leases."""
-        assert self._engine is not None and self._transport is not None
+        """Counts for looking after the process: ``connections`` of clients, ``requests``
+        under way, ``leases`` of accounts, ``upstream_active`` and ``upstream_idle``."""
+        engine = self._running()
+        assert self._transport is not None
         upstream = self._transport.connections()
-        return dict(self._servers[-1][0].counts(), leases=self._engine.accounts.in_flight(),
+        return dict(self._servers[-1][0].counts(), leases=engine.accounts.in_flight(),
                     upstream_active=upstream["active"], upstream_idle=upstream["idle"])
 
-    def accounts(self) -> list[dict]:
+    def accounts(self) -> list[dict[str, Any]]:
         """Every account with ``provider``, ``account``, ``state`` (ready, cooling, out),
         ``ready_in_seconds``, ``in_flight``, ``last_error`` and the ``limits`` it told."""
-        assert self._engine is not None
-        pool = self._engine.accounts
-        return [dict(pool.snapshot(candidate), provider=provider.name,
+        engine = self._running()
+        return [dict(engine.accounts.snapshot(candidate), provider=provider.name,
                      account=candidate.key[1])
-                for provider in self._engine.config.providers
+                for provider in engine.config.providers
                 for candidate in configured(provider)]
 
     def local_answers(self) -> dict[str, tuple[int, int]]:
         """What was answered without an upstream, by route: (requests, tokens saved)."""
-        assert self._engine is not None
-        return self._engine.records.local_answers()
+        return self._running().records.local_answers()
 
-    def records(self, limit: int = RECORDS_KEPT) -> list[dict]:
-        """The newest request records, the newest first; shapes as RequestRecord.FIELDS."""
-        assert self._engine is not None
-        return [record.as_dict() for record in self._engine.records.newest(limit)]
+    def records(self, limit: int = RECORDS_KEPT) -> list[dict[str, Any]]:
+        """What became of the newest requests that ended, the newest first; as JSON has them.
+
+        A record has the keys of ``GET /gateway/requests``: ``id``, ``time`` (RFC 3339), ``key``,
+        ``method``, ``route``, ``model``, ``mapped_model``, ``provider``, ``account``,
+        ``attempts`` (a dict each), ``edits`` (names), ``status``, ``error``, ``stop_reason``,
+        ``input_tokens``, ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``,
+        ``first_byte_seconds`` (None: no byte came), ``seconds``, ``bytes_in``, ``bytes_out``,
+        ``saved_tokens`` and ``ended`` (complete, upstream_broke, client_left, refused).
+        """
+        return [record.as_dict() for record in self._running().records.newest(limit)]
 
     def __enter__(self) -> Gateway:
         return self.start()
 
     def __exit__(self, *error: Any) -> None:
         self.stop()
+
+
+def bypass_of_environment(host: str, proxies: Mapping[str, str]) -> bool:
+    """Whether the ``no`` among proxies excepts ``host:port``; on every system by these alone."""
+    return bool(urllib.request.proxy_bypass_environment(  # pyright: ignore[reportAttributeAccessIssue]
+        host, proxies=proxies))
 
 
 def proxy_chooser(
@@ -14035,7 +14096,7 @@ def proxy_chooser(
     else:
         proxies = {name.lower()[:-6]: value for name, value in sorted(environ.items())
                    if name.lower().endswith("_proxy") and value}
-        bypass = partial(urllib.request.proxy_bypass_environment, proxies=proxies)
+        bypass = partial(bypass_of_environment, proxies=proxies)
     parsed: dict[str, ProxyAddress] = {}
     for scheme in ("http", "https"):
         text = proxies.get(scheme) or proxies.get("all")
@@ -14065,9 +14126,13 @@ def named_ca_files(
     return [path for _, path in named if os.path.isfile(path)]
 
 
-def new_request_id() -> str:
-    """An id for a request: 96 random bits, which guard nothing."""
-    return "req_%024x" % random.getrandbits(96)
+def request_ids() -> Callable[[], str]:
+    """What makes ids for requests: 96 random bits each, which guard nothing.
+
+    Out of a generator of their own: a program may have seeded the one that all share.
+    """
+    bits = random.Random().getrandbits
+    return lambda: "req_%024x" % bits(96)
 
 
 def is_same_host(listening: str, asked: str) -> bool:
@@ -14754,9 +14819,13 @@ def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
         connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
         answer = response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES)
-    except http.client.HTTPException as error:
-        if not late.is_set():
-            raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
+    except (OSError, http.client.HTTPException) as error:
+        # The other side may answer our hanging up with a reset.
+        if late.is_set():
+            raise OSError("timed out") from None
+        if not isinstance(error, http.client.HTTPException):
+            raise
+        raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
     finally:
         if timer:
             timer.cancel()
@@ -14853,7 +14922,7 @@ def judge_proxies(environ: Mapping[str, str], host: str, port: int) -> list[Find
         except ValueError as error:
             findings.append(Finding("FAIL", "proxy", "%s: %s" % (name, error), (("unset", name),)))
     bypass = {"no": ",".join(filter(None, (environ.get("no_proxy"), environ.get("NO_PROXY"))))}
-    passed = urllib.request.proxy_bypass_environment("%s:%d" % (host, port), proxies=bypass)
+    passed = bypass_of_environment("%s:%d" % (host, port), bypass)
     taking = [name for name in named if name.lower() != "https_proxy"]
     if taking and is_loopback(host) and not passed:
         name = "no_proxy" if environ.get("no_proxy") else "NO_PROXY"
@@ -15067,7 +15136,7 @@ class Doctor:
 
     def findings(self, offline: bool) -> Iterator[Finding]:
         """Every finding, as soon as it is known."""
-        yield from judge_python(sys.version_info, sys.platform, ssl.OPENSSL_VERSION)
+        yield from judge_python(sys.version_info[:3], sys.platform, ssl.OPENSSL_VERSION)
         yield from self._look_at_configuration()
         yield from self._look_at_port()
         yield from judge_proxies(self._environ, self._reachable_host(), self._config.port)
@@ -15123,7 +15192,7 @@ class Doctor:
 
     def _is_gateway(self) -> bool:
         """Whether who answers there gives our request id back."""
-        mark = new_request_id()
+        mark = request_ids()()
         try:
             _, headers, _ = fetch(reachable_url(self._config), "/healthz",
                                   [("X-Request-ID", mark)], STATUS_SECONDS)
@@ -15395,7 +15464,7 @@ class Bench:
         self.seen: list[tuple[HttpRequest, bytes]] = []
         key = Secret("selftest")
         self._demo_key = key.reveal()
-        self._demo = DemoUpstream(key, lambda seconds: None, new_request_id)
+        self._demo = DemoUpstream(key, lambda seconds: None, request_ids())
         config = Config.from_dict({})
         self._server = DownstreamServer(
             ("127.0.0.1", 0), Application(self._handle, self._demo.refuse), config.timeouts,
@@ -16557,7 +16626,7 @@ def doctor_findings(options: argparse.Namespace, environ: Mapping[str, str],
     try:
         config, _ = load_config(options, environ)
     except ConfigError as error:
-        yield from judge_python(sys.version_info, sys.platform, ssl.OPENSSL_VERSION)
+        yield from judge_python(sys.version_info[:3], sys.platform, ssl.OPENSSL_VERSION)
         for problem in error.problems:
             yield Finding("FAIL", "config", problem, (("gateway", "check"),))
         return

@@ -143,9 +143,12 @@ class Play:
         return asked
 
     def records(self, count):
-        """The records, the oldest first; written when an answer has gone, so awaited."""
+        """The records, the oldest request first; written when an answer has gone, so awaited.
+
+        Whoever asks twice may be answered twice before the first one's is written.
+        """
         support.eventually(lambda: len(self.gateway.records()) >= count, "%d records" % count)
-        return self.gateway.records()[::-1]
+        return sorted(self.gateway.records()[::-1], key=lambda record: record["time"])
 
     def settled(self):
         """The gateway's counts once it holds nothing of any request."""

@@ -18,6 +18,7 @@ import os
 import select
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ MARK = "CLAUDE_GATEWAY_TESTS_SHIM"
 
 NO_SIGNALS = ("SIGHUP SIGUSR1 SIGUSR2 SIGQUIT SIGALRM SIGPIPE SIGCHLD alarm pause pthread_kill "
               "pthread_sigmask setitimer siginterrupt sigpending sigtimedwait sigwait sigwaitinfo").split()
-NO_SYSTEM = "fork forkpty getuid geteuid getgid getegid mkfifo setsid sendfile writev readv".split()
+NO_SYSTEM = "fork forkpty getuid geteuid getgid getegid mkfifo pidfd_open setsid sendfile writev readv".split()
 NO_SOCKET = "AF_UNIX MSG_DONTWAIT MSG_NOSIGNAL SO_REUSEPORT TCP_CORK TCP_USER_TIMEOUT TCP_QUICKACK".split()
 NO_METHODS = "sendmsg recvmsg recvmsg_into sendmsg_afalg".split()
 
@@ -61,6 +62,8 @@ def is_ours(frame):
 def take_away():
     """Make this process such a system.  Before other imports: they look what there is."""
     sys.claude_gateway_tests_shim = True
+    if sys.implementation.name == "pypy":
+        import _ssl  # noqa: F401 - made of poll there, which stays its own
     for module, names in ((signal, NO_SIGNALS), (os, NO_SYSTEM), (socket, NO_SOCKET),
                           (select, [name for name in vars(select) if "poll" in name.lower()])):
         for name in names:
@@ -71,6 +74,8 @@ def take_away():
         if hasattr(selectors, name):
             delattr(selectors, name)
     selectors.DefaultSelector = selectors.SelectSelector
+    # What it found as it was imported.
+    shutil._USE_CP_SENDFILE = False
     for name in NO_METHODS:
         setattr(socket.socket, name, property(lambda self: missing_method()))
     socket.socketpair = socket_pair

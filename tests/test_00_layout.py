@@ -152,13 +152,14 @@ class ImportTest(unittest.TestCase):
                    if isinstance(node, ast.Import) for name in node.names}
         modules |= {(node.module or "").split(".")[0] for node in ast.walk(TREE)
                     if isinstance(node, ast.ImportFrom)}
-        self.assertEqual(modules - set(sys.stdlib_module_names), set())
+        # TOML is read where there is a reader, from Python 3.11 on.
+        self.assertEqual(modules - set(sys.stdlib_module_names) - {"tomllib"}, set())
 
     def test_importing_starts_nothing(self):
         """No thread, no look at the environment, no socket, nothing printed."""
         program = (
             "import os, socket, sys, threading\n"
-            "import http.server, ssl, urllib.request\n"  # what the library itself does first
+            "import http.server, ssl, subprocess, urllib.request\n"  # what the library itself does first
             "class Closed(dict):\n"
             "    def fail(self, *a): raise AssertionError('environment read')\n"
             "    __getitem__ = get = items = keys = __iter__ = __contains__ = fail\n"

@@ -1,12 +1,14 @@
 """Section 13: the upstream side of the wire, against a scripted upstream."""
 
 import os
+import select
 import socket
-import sys
+import ssl
 import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 
 import claude_gateway as gw
 from tests import shim
@@ -281,6 +283,7 @@ class CompressionTest(TransportCase):
                 self.assertEqual(self.get(upstream), (200, b"hello"))
                 self.transport.close()
                 self.transport = gw.Transport(time.monotonic)
+                self.addCleanup(self.transport.close)
 
     def test_bomb_comes_out_in_bounded_pieces(self):
         import gzip
@@ -578,7 +581,7 @@ class LeavingTest(TransportCase):
             self.assertEqual(self.get(upstream, watch=watch)[0], 200)
 
     @shim.needs("POLLRDHUP")
-    @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux tells (POLLRDHUP)")
+    @unittest.skipUnless(hasattr(select, "POLLRDHUP"), "only Linux tells (POLLRDHUP), and PyPy has no name for it")
     def test_leaving_behind_bytes_of_a_next_request(self):
         watch = LeavingWatch()
         self.addCleanup(watch.close)
@@ -716,6 +719,35 @@ class TlsTest(unittest.TestCase):
         with support.ScriptedUpstream(script, tls=self.material) as upstream:
             with self.assertRaises(gw.UpstreamBroke):
                 self.fetch(transport, provider_at(upstream.url))
+
+    def test_leaving_while_the_request_is_sent_is_no_fault_of_ours(self):
+        """PyPy tells of it as a RuntimeError about the error's text."""
+        def script(connection):
+            connection.read_head()
+            connection.reset()
+
+        transport = self.transport(self.material.ca_file)
+        with support.ScriptedUpstream(script, tls=self.material) as upstream:
+            with self.assertRaises(gw.UpstreamClosed):
+                self.fetch(transport, provider_at(upstream.url), body=b"y" * (8 << 20))
+
+    def test_an_error_below_tls_is_one_of_the_system(self):
+        class Broken:
+            def fail(self, *arguments):
+                raise RuntimeError("cannot use string() on <cdata 'char *' NULL>")
+
+            write = read = do_handshake = pending = fail
+
+        with socket.socket() as one:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.sslsocket_class = gw.PyPySocket
+            with context.wrap_socket(one, do_handshake_on_connect=False) as wrapped:
+                wrapped._sslobj = Broken()
+                for call in (lambda: wrapped.send(b"x"), lambda: wrapped.recv(1), wrapped.do_handshake):
+                    with mock.patch.object(wrapped, "getpeername", tuple), self.assertRaises(ConnectionResetError):
+                        call()
+                wrapped._sslobj = None
 
     def test_client_leaves_while_tls_is_silent(self):
         watch = LeavingWatch()

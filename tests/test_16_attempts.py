@@ -306,7 +306,7 @@ class FailingTest(AttemptsTest):
 
     def test_the_only_one_is_asked_again_after_a_while(self):
         """0.5 s and 1 s with full jitter: here with the jitter at its most."""
-        with mock.patch.object(gw.random, "random", lambda: 0.4):
+        with mock.patch.object(gw.random.Random, "random", lambda self: 0.4):
             with play({"a": [error(529), error(529)]}) as played:
                 began = time.monotonic()
                 told = played.post()
@@ -326,7 +326,7 @@ class FailingTest(AttemptsTest):
 
     def test_others_are_tried_before_the_same_one_again(self):
         # Halves of a backoff that doubles with every failure of an account: in turn.
-        with mock.patch.object(gw.random, "random", lambda: 0.5):
+        with mock.patch.object(gw.random.Random, "random", lambda self: 0.5):
             with play({"a": [error(529)] * 2, "b": [error(500)] * 2},
                       retry={"max_attempts": 4}) as played:
                 self.assert_passed_on(played.post(), error(500), 4)
@@ -337,7 +337,7 @@ class FailingTest(AttemptsTest):
 
     def test_one_not_yet_tried_goes_first_though_the_others_could_be_asked_again(self):
         """The first one's backoff is over before the third is asked for the first time."""
-        with mock.patch.object(gw.random, "random", lambda: 0.0):
+        with mock.patch.object(gw.random.Random, "random", lambda self: 0.0):
             with play({"a": [error(529)], "b": [error(529)], "c": []}) as played:
                 self.assert_served(played.post(), "c", 3)
                 self.assertEqual(played.asked(), ["a", "b", "c"])

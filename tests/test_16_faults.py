@@ -76,7 +76,8 @@ class CutTest(unittest.TestCase):
             self.assertGreater(at, stop)
         else:
             self.broke += 1
-            same = len(os.path.commonprefix([told.body, body]))
+            same = next((index for index, pair in enumerate(zip(told.body, body))
+                         if pair[0] != pair[1]), min(len(told.body), len(body)))
             # The mask of the key may hold back a last letter that the key begins with.
             self.assertGreaterEqual(same, content if how == "reset" else at - 1)
             self.assertEqual((types.count("error"), types[-1]), (1, "error"))

@@ -211,6 +211,24 @@ class LogTest(unittest.TestCase):
                 self.check_served(kind, upstream)
 
     def check_served(self, kind, upstream):
+        process, port = self.started(kind, upstream)
+        for _ in range(50):
+            self.assertEqual(ask(port).status, 200)
+        process.terminate()
+        self.assertEqual(process.wait(support.WAIT_SECONDS), 0)
+
+    def started(self, kind, upstream):
+        """A gateway's process that listens, and its port."""
+        # Another program may take the port before the gateway does, which cannot say so here.
+        for _ in range(5):
+            process, port = self.start(kind, upstream)
+            support.eventually(lambda: process.poll() is not None or self.listens(port),
+                               "the gateway to listen")
+            if process.poll() is None:
+                return process, port
+        return self.fail("no port stays free")
+
+    def start(self, kind, upstream):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -226,16 +244,13 @@ class LogTest(unittest.TestCase):
                 stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
         finally:
             os.close(writer)
-        try:
-            support.eventually(lambda: self.listens(port), "the gateway to listen")
-            for _ in range(50):
-                self.assertEqual(ask(port).status, 200)
-            process.terminate()
-            self.assertEqual(process.wait(support.WAIT_SECONDS), 0)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        self.addCleanup(self.end, process)
+        return process, port
+
+    def end(self, process):
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
     def listens(self, port):
         with contextlib.suppress(ConnectionError):

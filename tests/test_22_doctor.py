@@ -332,7 +332,7 @@ class DoctorTest(ProgramTest):
 
     @unittest.skipUnless(ON_LINUX, "the holder is learnt from /proc")
     def test_a_holder_whose_name_is_no_text(self):
-        code = ("import socket, sys; open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J');"
+        code = ("import socket, sys; comm = open('/proc/self/comm', 'wb'); comm.write(b'\\xff\\x1b[2J'); comm.close();"
                 "held = socket.socket(); held.bind(('127.0.0.1', 0)); held.listen(1);"
                 "print(held.getsockname()[1], flush=True); sys.stdin.read()")
         with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -407,6 +408,29 @@ all              7         1       900    12345
         with ScriptedUpstream(drip) as upstream:
             with self.assertRaisesRegex(OSError, "timed out"):
                 gw.fetch(upstream.url, "/gateway/status", [], 0.3)
+
+    def test_a_reset_after_the_limit_is_a_limit_too(self):
+        """The other side was sending as we hung up."""
+        def hang(connection):
+            connection.read_request()
+            connection.wait_closed("the limit")
+
+        def broken(response):
+            self.assertTrue(over.wait(10))
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+        over = threading.Event()
+        shutdown = socket.socket.shutdown
+
+        def ended(sock, how):
+            shutdown(sock, how)
+            over.set()
+
+        with ScriptedUpstream(hang) as upstream:
+            with unittest.mock.patch("http.client.HTTPResponse.begin", broken), \
+                    unittest.mock.patch.object(socket.socket, "shutdown", ended):
+                with self.assertRaisesRegex(OSError, "timed out"):
+                    gw.fetch(upstream.url, "/gateway/status", [], 0.1)
 
     def test_none_runs(self):
         port = free_port()

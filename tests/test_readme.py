@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,11 +61,25 @@ class CommandTest(unittest.TestCase):
                 self.assertEqual(result.stdout, blocks(language)[0])
 
     def test_python_example_runs(self):
-        # The other one is for who has OpenAI's SDK: tests/clients runs it.
-        (example,) = [block for block in blocks("python") if "claude_gateway" in block]
+        # The others: one is for who has OpenAI's SDK (tests/clients runs it), one for a package.
+        (example,) = [block for block in blocks("python") if "from claude_gateway" in block]
         result = subprocess.run([sys.executable, "-c", example], cwd=ROOT, timeout=30,
                                 stdout=subprocess.PIPE, check=True, universal_newlines=True)
         self.assertRegex(result.stdout, r"^http://127\.0\.0\.1:\d+\n$")
+
+    def test_vendored_example_is_a_test_that_passes(self):
+        (example,) = [block for block in blocks("python") if "vendor.claude_gateway" in block]
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("yourapp", os.path.join("yourapp", "vendor")):
+                os.mkdir(os.path.join(folder, name))
+            shutil.copy(support.GATEWAY_FILE, os.path.join(folder, "yourapp", "vendor"))
+            with open(os.path.join(folder, "test_answer.py"), "w", encoding="utf-8") as file:
+                file.write(example)
+            result = subprocess.run(
+                [sys.executable, "-W", "error", "-m", "unittest", "test_answer"], cwd=folder, timeout=60,
+                env={"HOME": folder, "PATH": os.environ["PATH"]}, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, universal_newlines=True)
+            self.assertRegex(result.stdout, r"^\.\n-+\nRan 1 test in [0-9.]+s\n\nOK\n$")
 
 
 class ConfigurationTest(unittest.TestCase):

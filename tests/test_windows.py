@@ -95,13 +95,34 @@ class ShimTest(unittest.TestCase):
     def test_what_it_takes_away(self):
         done = self.run_without_posix("-c", (
             "import os, select, selectors, signal, socket, subprocess, sys\n"
-            "there = [n for m, names in ((select, ['poll', 'epoll']), (signal, ['SIGHUP']), (os, ['fork']),\n"
+            "there = [n for m, names in ((select, ['poll', 'epoll']), (signal, ['SIGHUP']),\n"
+            "         (os, ['fork', 'pidfd_open']),\n"
             "         (socket, ['SO_REUSEPORT'])) for n in names if hasattr(m, n)]\n"
             "print(there, sys.stdout.encoding, sys.stdout.errors, selectors.DefaultSelector.__name__)\n"
             "sys.stdout.flush()\n"
             "subprocess.check_call([sys.executable, '-c', 'import select; select.poll'])\n"))
         self.assertIn(b"[] cp1252 strict SelectSelector", done.stdout)
         self.assertIn(b"AttributeError", done.stderr)
+
+    def test_what_it_refuses(self):
+        with tempfile.TemporaryDirectory() as folder:
+            done = self.run_without_posix("-W", "error", "-c", (
+                "import os, sys\n"
+                "import claude_gateway as gw\n"
+                "fcntl, msvcrt = gw.locking_modules()\n"
+                "print('locks by', fcntl, msvcrt.__name__)\n"
+                "def refused(call, *paths):\n"
+                "    try: call(*paths)\n"
+                "    except OSError as error: print(call.__name__.split('_')[1], type(error).__name__)\n"
+                "one, two = (os.path.join(sys.argv[1], name) for name in ('one', 'two'))\n"
+                "for path in (one, two): open(path, 'w', encoding='utf-8').close()\n"
+                "refused(os.rename, one, two)\n"
+                "with open(two, encoding='utf-8'): refused(os.replace, one, two); refused(os.remove, two)\n"
+                "os.replace(one, two)\n"
+                "print(os.listdir(sys.argv[1]))\n"), folder)
+        self.assertEqual((done.stdout.split(b"\n"), done.stderr), ([
+            b"locks by None msvcrt", b"rename FileExistsError", b"replace PermissionError",
+            b"remove PermissionError", b"['two']", b""], b""))
 
     def test_a_gateway_there(self):
         program = (

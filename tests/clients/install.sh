@@ -23,6 +23,8 @@ browser="chromium"
 plain_proxy="tinyproxy" # the package tinyproxy-bin is the program without its service
 prometheus_client="prometheus_client==0.26.0"
 dashboard_checker="axe-core@4.14.1"
+type_checker="pyright@1.1.414"
+version_checker="vermin==1.9.2"
 terminal="pyte==0.8.2"
 signing_proxy="mitmproxy==11.0.2" # the last one for Python 3.10 and 3.11
 
@@ -120,6 +122,8 @@ install_debian haproxy
 install_debian systemd-analyze systemd
 install_python terminal "$terminal"
 install_dashboard
+install_npm pyright "$type_checker"
+install_python vermin "$version_checker"
 wait "$slowest"
 
 # version NAME COMMAND...: a native binary for another platform installs well and does not run, so each
@@ -157,6 +161,8 @@ for name in prometheus=prometheus_client terminal=pyte mitmproxy=mitmproxy; do
   version "${name%=*}" "$dir/${name%=*}/bin/python" -c \
     "import importlib.metadata; print(importlib.metadata.version('${name#*=}'))"
 done
+version pyright "$dir/pyright/node_modules/.bin/pyright" --version
+version vermin "$dir/vermin/bin/vermin" --version
 PATH="$PATH:/usr/sbin"
 for name in nginx haproxy; do
   if command -v "$name" > /dev/null; then
