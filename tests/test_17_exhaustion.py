@@ -221,8 +221,8 @@ class LogTest(unittest.TestCase):
             os.close(reader)
         try:
             process = subprocess.Popen(
-                [sys.executable, support.GATEWAY_FILE, "--port", str(port), "--upstream",
-                 upstream.url, "--upstream-key", "k" * 20, "--log-level", "debug"],
+                support.gateway_command("--port", str(port), "--upstream", upstream.url,
+                                        "--upstream-key", "k" * 20, "--log-level", "debug"),
                 stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
         finally:
             os.close(writer)

@@ -217,7 +217,7 @@ class SecretsTest(unittest.TestCase):
             for command in ("check", "env"):
                 for extra in ([], ["--port", "x"], ["--upstream", "http://x:%s@y" % CLIENT]):
                     result = subprocess.run(
-                        [sys.executable, support.GATEWAY_FILE, command, "--config", path, *extra],
+                        support.gateway_command(command, "--config", path, *extra),
                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30,
                         cwd=self.folder)
                     self.check_nothing([result.stdout.decode("utf-8", "replace")], command)

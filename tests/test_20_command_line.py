@@ -26,9 +26,11 @@ from tests.support import GatewayProcess
 from tests.support import RawClient
 from tests.support import ScriptedUpstream
 from tests.support import WAIT_SECONDS
+from tests.support import compiled_gateway
 from tests.support import error_body
 from tests.support import eventually
 from tests.support import exchange
+from tests.support import gateway_command
 from tests.support import json_response
 
 ON_WINDOWS = os.name == "nt"
@@ -63,10 +65,12 @@ class FolderTest(unittest.TestCase):
 
     def command(self, *arguments, stdout=subprocess.PIPE, **environ):
         """Run one command to its end; the result's streams are text."""
-        return subprocess.run([sys.executable, GATEWAY_FILE] + list(arguments), cwd=self.work,
-                              env=self.environment(**environ), stdin=subprocess.DEVNULL,
-                              stdout=stdout, stderr=subprocess.PIPE, encoding=shim.console_encoding(),
-                              timeout=30)
+        return self.run_words(gateway_command(*arguments), stdout, **environ)
+
+    def run_words(self, words, stdout=subprocess.PIPE, **environ):
+        return subprocess.run(words, cwd=self.work, env=self.environment(**environ),
+                              stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+                              encoding=shim.console_encoding(), timeout=30)
 
     def write(self, name, content, mode=0o600):
         """A file of the working directory; dicts become JSON."""
@@ -88,7 +92,7 @@ class FolderTest(unittest.TestCase):
         """``serve`` with unusual streams; gives (process, port) once it answers."""
         port = free_port()
         process = subprocess.Popen(
-            list(prefix) + [sys.executable, GATEWAY_FILE, "--port", str(port)], cwd=self.work,
+            list(prefix) + gateway_command("--port", str(port)), cwd=self.work,
             env=self.environment(), stdin=subprocess.DEVNULL, **popen)
         try:
             eventually(lambda: process.poll() is not None or self.answers(port),
@@ -181,9 +185,11 @@ class WrongUsageTest(FolderTest):
                 self.assertIn("claude_gateway.py: error:", result.stderr)
 
     def test_version(self):
-        result = self.command("--version")
-        self.assertEqual((result.returncode, result.stdout, result.stderr),
-                         (0, "claude_gateway %s\n" % gw.__version__, ""))
+        """Of the file itself too: the other tests run its bytecode."""
+        for file in (GATEWAY_FILE, compiled_gateway()):
+            result = self.run_words([sys.executable, file, "--version"])
+            self.assertEqual((result.returncode, result.stdout, result.stderr),
+                             (0, "claude_gateway %s\n" % gw.__version__, ""))
 
     def test_help_names_every_option(self):
         result = self.command("--help")

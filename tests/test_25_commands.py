@@ -18,13 +18,13 @@ import unittest.mock
 import claude_gateway as gw
 from tests import shim
 from tests.running import running_gateway
-from tests.support import GATEWAY_FILE
 from tests.support import Gate
 from tests.support import GatewayProcess
 from tests.support import ScriptedUpstream
 from tests.support import WAIT_SECONDS
 from tests.support import error_body
 from tests.support import exchange
+from tests.support import gateway_command
 from tests.support import json_response
 from tests.test_20_command_line import FolderTest
 from tests.test_20_command_line import ON_WINDOWS
@@ -94,7 +94,7 @@ class HelpTest(FolderTest):
                           ["doctor", "--offline"], ["check"], ["env"]):
             with self.subTest(arguments):
                 result = subprocess.run(
-                    [sys.executable, GATEWAY_FILE] + arguments, cwd=self.work, timeout=60,
+                    gateway_command(*arguments), cwd=self.work, timeout=60,
                     env=self.environment(PYTHONIOENCODING="cp1252:strict"),
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                 result.stdout.decode("cp1252")
@@ -489,8 +489,8 @@ class InterruptTest(FolderTest):
 
         with ScriptedUpstream(script) as upstream:
             process = subprocess.Popen(
-                [sys.executable, GATEWAY_FILE, "status", "--port",
-                 upstream.url.rsplit(":", 1)[1]], cwd=self.work, env=self.environment(),
+                gateway_command("status", "--port", upstream.url.rsplit(":", 1)[1]),
+                cwd=self.work, env=self.environment(),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             gate.wait("the command to ask")
             process.send_signal(signal.SIGINT)

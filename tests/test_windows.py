@@ -24,6 +24,7 @@ from tests.running import provider
 from tests.running import running_gateway
 from tests.support import GATEWAY_FILE
 from tests.support import PROJECT_DIRECTORY
+from tests.support import compiled_gateway
 
 with open(GATEWAY_FILE, encoding="utf-8") as _file:
     TREE = ast.parse(_file.read())
@@ -126,7 +127,7 @@ class ShimTest(unittest.TestCase):
                            '"owner": "\u2192 \u00fc", "models": ["\u0142\u00f3d\u017a"]}], "x\u0142": 1}')
             for arguments in (["check", "--config", path], ["env", "--config", path], ["--help"]):
                 with self.subTest(arguments[0]):
-                    done = self.run_without_posix(GATEWAY_FILE, *arguments)
+                    done = self.run_without_posix(compiled_gateway(), *arguments)
                     self.assertNotIn(b"Traceback", done.stderr)
                     self.assertNotEqual(done.stdout + done.stderr, b"")
                     (done.stdout + done.stderr).decode("cp1252")
