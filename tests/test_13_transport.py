@@ -787,12 +787,12 @@ class SelectPollerTest(unittest.TestCase):
                                  setattr(gw, "POLL_LEFT", saved[1])))
         gw.new_poller, gw.POLL_LEFT = gw.SelectPoller, 0
         for case in (SendTest, LeavingTest, TimeoutTest, PoolTest):
-            suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+            names = unittest.defaultTestLoader.getTestCaseNames(case)
+            suite = unittest.TestSuite(case(name) for name in names
+                                       if "behind_bytes" not in name)  # needs POLLRDHUP
             result = unittest.TestResult()
             suite.run(result)
-            faults = [fault for fault in result.failures + result.errors
-                      if "behind_bytes" not in str(fault[0])]  # needs POLLRDHUP
-            self.assertEqual(faults, [])
+            self.assertEqual(result.failures + result.errors, [])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tests.faulty import good
 from tests.faulty import play
 from tests.running import ACCOUNT_KEY
 from tests.running import provider
+from tests.running import quick_backoff
 from tests.running import running_gateway
 
 HTML = support.json_response(b"<html>busy</html>", headers=[("content-type", "text/html")])
@@ -55,8 +56,8 @@ class AttemptsTest(unittest.TestCase):
         for word in words:
             self.assertIn(word, value["error"]["message"])
 
-    def quick_backoff(self, seconds=0.02):
-        patch = mock.patch.object(gw, "BACKOFF_SECONDS", seconds)
+    def quick_backoff(self):
+        patch = quick_backoff()
         patch.start()
         self.addCleanup(patch.stop)
 
