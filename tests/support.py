@@ -1018,9 +1018,32 @@ def compiled_gateway():
     return py_compile.compile(GATEWAY_FILE, path, GATEWAY_FILE, doraise=True)
 
 
-def gateway_command(*arguments):
-    """The words that run claude_gateway.py as a process."""
-    return [sys.executable, compiled_gateway(), *arguments]
+# As the last lines of claude_gateway.py, with some of its constants changed before.
+WITH_CONSTANTS = """\
+import importlib.util, os, sys
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+name = "claude_gateway"
+spec = importlib.util.spec_from_loader(name, {loader}(name, {path!r}))
+gateway = sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gateway)
+for constant, value in {constants!r}.items():
+    assert isinstance(getattr(gateway, constant), type(value))
+    setattr(gateway, constant, value)
+os._exit(gateway.main())
+"""
+
+
+def gateway_command(*arguments, constants=None):
+    """The words that run claude_gateway.py as a process.
+
+    constants: {name: value} of what is shorter there than users have it.
+    """
+    path = compiled_gateway()
+    if constants:
+        loader = "SourceFileLoader" if path == GATEWAY_FILE else "SourcelessFileLoader"
+        program = WITH_CONSTANTS.format(loader=loader, path=path, constants=constants)
+        return [sys.executable, "-c", program, *arguments]
+    return [sys.executable, path, *arguments]
 
 
 class GatewayProcess:
@@ -1028,18 +1051,19 @@ class GatewayProcess:
 
     config: dict for --config, or None for no such option; args: further
     arguments; env: further environment over PATH, SYSTEMROOT, HOME, TMPDIR;
-    python: another interpreter, which then reads the source.
+    python: another interpreter, which then reads the source; constants: as for
+    gateway_command.
     Attributes once entered: url, host, port, directory (HOME and the working
     directory), config_file, process, stdout_lines, returncode.
     """
 
     LISTENING = re.compile(r"listening on (http://(\S+):(\d+))")
 
-    def __init__(self, config=None, args=(), env=None, python=None):
+    def __init__(self, config=None, args=(), env=None, python=None, constants=None):
         self.config = config
         self.args = list(args)
         self.env = dict(env or {})
-        self.python, self.file = (python, GATEWAY_FILE) if python else gateway_command()
+        self.words = [python, GATEWAY_FILE] if python else gateway_command(constants=constants)
         self.url = self.host = self.port = None
         self.directory = self.config_file = self.process = None
         self.stdout_lines = []
@@ -1073,7 +1097,7 @@ class GatewayProcess:
         return self
 
     def _start(self):
-        command = [self.python, self.file, "--port", "0"]
+        command = [*self.words, "--port", "0"]
         if self.config is not None:
             self.config_file = os.path.join(self.directory, "gateway-test.json")
             descriptor = os.open(self.config_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

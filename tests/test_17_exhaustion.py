@@ -123,7 +123,7 @@ class DescriptorsTest(unittest.TestCase):
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
         before, began = used(), time.monotonic()
-        threading.Event().wait(1)
+        threading.Event().wait(0.5)
         return (used() - before) / (time.monotonic() - began)
 
     def test_an_upstream_socket_that_cannot_be_had_blames_no_account(self):
@@ -187,8 +187,9 @@ class ClocksTest(unittest.TestCase):
         def jumping():
             return chance.choice([0, 1e9, 2e9, 3e9, 4e9])
 
-        answers = {"a": [faulty.error(429, "rate_limit_error", retry_after="1")]}
-        with unittest.mock.patch.object(gw.time, "time", jumping):
+        answers = {"a": [faulty.error(429, "rate_limit_error", retry_after="0.3")]}
+        with unittest.mock.patch.object(gw.time, "time", jumping), \
+                unittest.mock.patch.object(gw, "RAMP_STEP_SECONDS", 0.05):
             with faulty.play(answers, write=lines.append,
                              log={"level": "debug", "format": "json"}) as played:
                 told = [played.post(stream=number % 2 == 1) for number in range(10)]

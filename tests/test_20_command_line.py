@@ -88,11 +88,11 @@ class FolderTest(unittest.TestCase):
         return gw.load_config(gw.argument_parser().parse_args(arguments), environ)[0]
 
     @contextlib.contextmanager
-    def serving(self, *prefix, **popen):
+    def serving(self, *prefix, constants=None, **popen):
         """``serve`` with unusual streams; gives (process, port) once it answers."""
         port = free_port()
         process = subprocess.Popen(
-            list(prefix) + gateway_command("--port", str(port)), cwd=self.work,
+            [*prefix, *gateway_command("--port", str(port), constants=constants)], cwd=self.work,
             env=self.environment(), stdin=subprocess.DEVNULL, **popen)
         try:
             eventually(lambda: process.poll() is not None or self.answers(port),
@@ -728,7 +728,7 @@ class ServeTest(FolderTest):
         config = {"auth": {"api_keys": [secret]}, "log": {"level": "debug"}, "providers": [
             dict(OWN_PROVIDER, base_url="http://127.0.0.1:1",
                  accounts=[{"name": "a", "api_key": secret}])]}
-        with GatewayProcess(config) as gateway:
+        with GatewayProcess(config, constants={"BACKOFF_SECONDS": 0.02}) as gateway:
             body = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
             for path in ("/v1/messages", "/v1/other", "/nowhere"):
                 answer = exchange(gateway.port, "POST", path, [("x-api-key", secret)], body)
@@ -860,11 +860,12 @@ class ReloadTest(FolderTest):
                 gateway.reload(gw.Config.from_dict({"host": "0.0.0.0"}))
             self.assertEqual(self.post(gateway.port).status, 200)
 
-    def changed_while_running(self, tell):
+    def changed_while_running(self, tell, **constants):
         """Serves account a from a file, then b; ``tell`` makes the process notice."""
         with ScriptedUpstream() as upstream:
             path = self.write("claude_gateway.json", self.settings(upstream, "a"))
-            with GatewayProcess(args=["--config", path, "--port", "0"]) as gateway:
+            with GatewayProcess(args=["--config", path, "--port", "0"],
+                                constants=constants) as gateway:
                 self.assertEqual(self.post(gateway.port).header("x-account-email"), "a")
                 with open(path, "w", encoding="utf-8") as file:
                     file.write('{"port": 0, "providers": [{"name": ')
@@ -878,7 +879,7 @@ class ReloadTest(FolderTest):
                 self.assertEqual(gateway.stop(), 0)
 
     def test_a_changed_file_is_read(self):
-        self.changed_while_running(lambda gateway: None)
+        self.changed_while_running(lambda gateway: None, FILE_LOOK_SECONDS=0.1)
 
     @unittest.skipUnless(hasattr(signal, "SIGHUP"), "this system has no SIGHUP")
     def test_sighup_reads_it(self):
@@ -996,7 +997,8 @@ class StopTest(FolderTest):
             while os.write(writer, b"x" * 4096):
                 pass
         os.set_blocking(writer, True)
-        with self.serving(stdout=subprocess.DEVNULL, stderr=writer) as (process, port):
+        with self.serving(stdout=subprocess.DEVNULL, stderr=writer,
+                          constants={"LOG_FLUSH_SECONDS": 0.2}) as (process, port):
             os.close(writer)
             for _ in range(3):
                 self.assertEqual(exchange(port, "GET", "/nowhere").status, 404)

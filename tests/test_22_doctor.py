@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 import claude_gateway as gw
 from tests.running import running_gateway
@@ -318,15 +319,23 @@ class DoctorTest(ProgramTest):
         self.assertEqual(len(self.upstream.requests), 1)
 
     def test_port_taken(self):
-        with socket.socket() as holder:
-            holder.bind(("127.0.0.1", self.port))
-            holder.listen(1)
-            holder.settimeout(0)
+        with ScriptedUpstream() as holder:
+            self.port = holder.port
             code, text = self.doctor()
         text = re.sub("held by (process|another).*", "held by HOLDER", text)
         self.expect((code, text), 1, {"port": (
             "FAIL  port          127.0.0.1:PORT is held by HOLDER\n"
             "        mend: python3 claude_gateway.py --port PORT+1\n")}, "9 ok, 0 warn, 1 FAIL")
+
+    def test_port_taken_by_one_that_says_nothing(self):
+        with socket.socket() as holder, mock.patch.object(gw, "STATUS_SECONDS", 0.1):
+            holder.bind(("127.0.0.1", self.port))
+            holder.listen(1)
+            doctor = gw.Doctor(config_of(port=self.port), {}, time.time, lambda text: None)
+            self.addCleanup(doctor.close)
+            finding, = doctor._look_at_port()
+        self.assertEqual(finding.level, "FAIL")
+        self.assertRegex(finding.text, r"127\.0\.0\.1:%d is held by (process|another)" % self.port)
 
     @unittest.skipUnless(ON_LINUX, "the holder is learnt from /proc")
     def test_a_holder_whose_name_is_no_text(self):

@@ -63,7 +63,8 @@ class SelftestTest(FolderTest):
              "A clean body leaves byte for byte as it came."),
         ]
         for name, owner, attribute, broken, words in table:
-            with self.subTest(name), unittest.mock.patch.object(owner, attribute, broken):
+            with self.subTest(name), unittest.mock.patch.object(owner, attribute, broken), \
+                    unittest.mock.patch.object(gw, "SELFTEST_SECONDS", 1):
                 code, rows, total = selftest()
                 self.assertEqual(code, 1)
                 self.assertEqual(rows[words][0], "FAIL")
