@@ -10,12 +10,14 @@ import json
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import unittest
 import unittest.mock
+import zlib
 
 import claude_gateway as gw
 from tests import faulty
@@ -248,9 +250,17 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 WHOLE = json.dumps(support.message()).encode()
 
 
-def bomb(size):
-    return support.json_response(gzip.compress(bytes(size)),
-                                 headers=[("content-encoding", "gzip")])
+def bomb(mebibytes):
+    """So many MiB of zeros in gzip.  Made of one compressed MiB, again and again."""
+    zeros, crc = bytes(1 << 20), 0
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    # After a full flush the same bytes are packed the same again.
+    packed = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(mebibytes):
+        crc = zlib.crc32(zeros, crc)
+    data = (gzip.compress(b"")[:10] + packed * mebibytes + packer.flush()
+            + struct.pack("<II", crc, mebibytes << 20))
+    return support.json_response(data, headers=[("content-encoding", "gzip")])
 
 
 class HostileUpstreamTest(unittest.TestCase):
@@ -274,7 +284,7 @@ class HostileUpstreamTest(unittest.TestCase):
         "length too small": OK + b"Content-Length: %d\r\n\r\n" % (len(WHOLE) - 1) + WHOLE,
         "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         "odd coding": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-        "bomb": bomb(100 << 20),
+        "bomb": bomb(100),
         "no gzip": support.json_response(b"x", headers=[("content-encoding", "gzip")]),
         "redirect": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
         "redirect of the method too": b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:1/"
@@ -295,7 +305,7 @@ class HostileUpstreamTest(unittest.TestCase):
 
     @unittest.skipUnless(os.path.exists("/proc/self/status"), "needs Linux' /proc")
     def test_a_bomb_does_not_fill_the_memory(self):
-        answer = bomb(512 << 20)
+        answer = bomb(512)
         with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
             with support.GatewayProcess(settings_for(
                     provider(upstream), retry={"max_attempts": 1})) as gateway:
