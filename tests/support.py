@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import py_compile
+import random
 import re
 import selectors
 import shutil
@@ -122,6 +123,23 @@ def count_open_descriptors(pid=None):
             # Listing our own directory opens one descriptor, each time alike.
             return len(os.listdir(directory)) - (0 if pid else 1)
     return None
+
+
+def free_port():
+    """A port that is free, for where it must be known before it is used, or stay unused.
+
+    From below those that systems give out by themselves (Linux from 32768 on, others
+    from 49152): one of these would soon be another program's, such as a second suite's.
+    """
+    for _ in range(100):
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue  # safe: another is taken
+            return port
+    raise AssertionError("no free port")
 
 
 # ------------------------------------------------------- bytes on the wire
@@ -541,6 +559,13 @@ class ScriptedUpstream:
     def open_connections_count(self):
         """How many connections have a running script or serve loop."""
         return self._open
+
+    @classmethod
+    def absent(cls):
+        """One that is not there: nobody listens on its port."""
+        upstream = cls()
+        upstream.port = free_port()
+        return upstream
 
     def wait_requests(self, count):
         """A copy of `requests` once there are at least `count` of them."""

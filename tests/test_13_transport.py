@@ -481,10 +481,7 @@ class TimeoutTest(TransportCase):
         self.assertIn(type(caught.exception), (gw.UpstreamUnreached, gw.UpstreamSilent))
 
     def test_refused_and_unresolvable(self):
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
-        for url, words in (("http://127.0.0.1:%d" % port, "refused"),
+        for url, words in ((support.ScriptedUpstream.absent().url, "refused"),
                            ("http://no-such-host.invalid", "cannot resolve")):
             with self.subTest(url), self.assertRaises(gw.UpstreamUnreached) as caught:
                 self.transport.send(call_to(provider_at(url)))

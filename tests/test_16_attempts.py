@@ -89,8 +89,7 @@ class UnreachedTest(AttemptsTest):
             self.assertEqual(len(played.records(2)[1]["attempts"]), 1)
 
     def test_connection_name_and_tls(self):
-        with support.ScriptedUpstream() as closed:
-            pass
+        closed = support.ScriptedUpstream.absent()
 
         def no_such_host(host, *rest):
             if host == "nowhere.invalid":

@@ -497,9 +497,7 @@ class RefusedHereTest(ChatTest):
                              {"refused"})
 
     def test_nobody_can_serve(self):
-        with support.ScriptedUpstream() as closed:
-            pass
-        nowhere = {"name": "one", "base_url": closed.url,
+        nowhere = {"name": "one", "base_url": support.ScriptedUpstream.absent().url,
                    "accounts": [{"name": "a", "api_key": "key-a"}]}
         with faulty.FaultyUpstream({}) as upstream, running_gateway(
                 nowhere, retry={"max_attempts": 1}) as gateway:

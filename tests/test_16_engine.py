@@ -963,8 +963,7 @@ class RotationTest(unittest.TestCase):
                     self.assertEqual((told.status, told.all("location")), (502, []))
 
     def test_upstream_that_is_down(self):
-        with support.ScriptedUpstream() as upstream:
-            pass
+        upstream = support.ScriptedUpstream.absent()
         with running_gateway(provider(upstream)) as gateway, quick_backoff():
             told = post(gateway)
             self.assertEqual(told.status, 502)

@@ -214,9 +214,7 @@ class LogTest(unittest.TestCase):
                 self.check_served(kind, upstream)
 
     def check_served(self, kind, upstream):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = support.free_port()
         if kind == "full":
             writer = os.open("/dev/full", os.O_WRONLY)
         else:

@@ -30,6 +30,7 @@ from tests.support import compiled_gateway
 from tests.support import error_body
 from tests.support import eventually
 from tests.support import exchange
+from tests.support import free_port
 from tests.support import gateway_command
 from tests.support import json_response
 
@@ -38,13 +39,6 @@ ON_LINUX = sys.platform.startswith("linux")
 OWN_PROVIDER = {"name": "own", "base_url": "https://own.example"}
 # Draws a warning, and is good.
 PLAIN_PROVIDER = {"name": "own", "base_url": "http://own.example"}
-
-
-def free_port():
-    """A port that was free a moment ago, for where it must be known before the start."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class FolderTest(unittest.TestCase):

@@ -15,12 +15,12 @@ import claude_gateway as gw
 from tests.running import running_gateway
 from tests.support import ScriptedUpstream
 from tests.support import error_body
+from tests.support import free_port
 from tests.support import json_response
 from tests.support import make_tls_material
 from tests.test_20_command_line import FolderTest
 from tests.test_20_command_line import ON_LINUX
 from tests.test_20_command_line import ON_WINDOWS
-from tests.test_20_command_line import free_port
 
 SECRET = "sk-ant-MARKED-0123456789-tail"
 

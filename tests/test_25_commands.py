@@ -24,11 +24,11 @@ from tests.support import ScriptedUpstream
 from tests.support import WAIT_SECONDS
 from tests.support import error_body
 from tests.support import exchange
+from tests.support import free_port
 from tests.support import gateway_command
 from tests.support import json_response
 from tests.test_20_command_line import FolderTest
 from tests.test_20_command_line import ON_WINDOWS
-from tests.test_20_command_line import free_port
 
 COMMANDS = ["check", "doctor", "env", "init", "selftest", "serve", "status"]
 
