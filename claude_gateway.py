@@ -14353,6 +14353,9 @@ def fetch(url: str, path: str, headers: Sequence[tuple[str, str]],
         connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
         answer = response.status, Headers(response.getheaders()), response.read(MAX_STATUS_BYTES)
+    except OSError:
+        if not late.is_set():  # what comes behind our shutdown may reset the connection
+            raise
     except http.client.HTTPException as error:
         if not late.is_set():
             raise ValueError("it does not speak HTTP: %s" % type(error).__name__) from None
