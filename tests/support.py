@@ -26,6 +26,8 @@ import time
 import traceback
 import unittest
 
+from tests import shim
+
 # The longest any single wait may take, in seconds.
 WAIT_SECONDS = 10
 
@@ -1043,17 +1045,20 @@ def compiled_gateway():
     return py_compile.compile(GATEWAY_FILE, path, GATEWAY_FILE, doraise=True)
 
 
-# As the last lines of claude_gateway.py, with some of its constants changed before.
+# Lets `import claude_gateway` find the bytecode.
+IMPORTED = """\
+import importlib.machinery, importlib.util, sys
+spec = importlib.util.spec_from_loader(
+    "claude_gateway", importlib.machinery.{loader}("claude_gateway", {path!r}))
+sys.modules["claude_gateway"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["claude_gateway"])
+"""
+# The last lines of claude_gateway.py, with some of its constants changed before.
 WITH_CONSTANTS = """\
-import importlib.util, os, sys
-from importlib.machinery import SourceFileLoader, SourcelessFileLoader
-name = "claude_gateway"
-spec = importlib.util.spec_from_loader(name, {loader}(name, {path!r}))
-gateway = sys.modules[name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(gateway)
-for constant, value in {constants!r}.items():
-    assert isinstance(getattr(gateway, constant), type(value))
-    setattr(gateway, constant, value)
+import os, claude_gateway as gateway
+for name, value in {constants!r}.items():
+    assert isinstance(getattr(gateway, name), type(value))
+    setattr(gateway, name, value)
 os._exit(gateway.main())
 """
 
@@ -1063,12 +1068,26 @@ def gateway_command(*arguments, constants=None):
 
     constants: {name: value} of what is shorter there than users have it.
     """
-    path = compiled_gateway()
     if constants:
-        loader = "SourceFileLoader" if path == GATEWAY_FILE else "SourcelessFileLoader"
-        program = WITH_CONSTANTS.format(loader=loader, path=path, constants=constants)
-        return [sys.executable, "-c", program, *arguments]
-    return [sys.executable, path, *arguments]
+        return importing_command(WITH_CONSTANTS.format(constants=constants), *arguments)
+    return [*quick_python(), compiled_gateway(), *arguments]
+
+
+def importing_command(program, *arguments):
+    """The words that run a Python program which imports claude_gateway."""
+    path = compiled_gateway()
+    loader = "SourceFileLoader" if path == GATEWAY_FILE else "SourcelessFileLoader"
+    program = IMPORTED.format(loader=loader, path=path) + program
+    return [*quick_python(), "-c", program, *arguments]
+
+
+def quick_python():
+    """This Python; CPython without `site`, with which installed packages may do what they like.
+
+    That takes up to half of the time of a start.  The shim is made of it.
+    """
+    quick = sys.implementation.name == "cpython" and not shim.is_here()
+    return [sys.executable, "-S"] if quick else [sys.executable]
 
 
 class GatewayProcess:

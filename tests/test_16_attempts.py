@@ -652,7 +652,8 @@ class RenewedTest(AttemptsTest):
                 yield faulty.Play(upstream, gateway)
 
     def command(self, program=COUNTING):
-        return {"key_command": [sys.executable, "-c", program, os.path.join(self.folder, "runs")]}
+        return {"key_command": [*support.quick_python(), "-c", program,
+                                os.path.join(self.folder, "runs")]}
 
     def runs(self):
         return os.path.getsize(os.path.join(self.folder, "runs"))

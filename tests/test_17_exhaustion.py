@@ -12,7 +12,6 @@ import random
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import unittest
@@ -113,7 +112,7 @@ class DescriptorsTest(unittest.TestCase):
             "    print(error.status)\n"
             "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
             "print(handler._context(None).verify_mode == gw.ssl.CERT_REQUIRED)\n")
-        told = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL,
+        told = subprocess.run(support.importing_command(code), stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, check=True).stdout
         self.assertEqual(told.split(), [b"503", b"True"])
 

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import traceback
 import unittest
@@ -86,7 +85,7 @@ class SecretsTest(unittest.TestCase):
         grant = {"token_url": self.upstream.url + "/token", "client_id": "abc",
                  "client_secret": secret("client-secret"), "refresh_token": secret("refresh"),
                  "store": os.path.join(self.folder, "tokens.json")}
-        command = [sys.executable, "-c", "print('MARKED-' + 'command-0123456789abcdef-tail')"]
+        command = [*support.quick_python(), "-c", "print('MARKED-' + 'command-0123456789abcdef-tail')"]
         url = self.upstream.url
         return [
             {"name": "anthropic", "base_url": url, "headers": {"x-team": secret("header")},
