@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import http.client
+import io
 import json
 import os
 import py_compile
@@ -25,7 +26,9 @@ import threading
 import time
 import traceback
 import unittest
+import unittest.mock
 
+import claude_gateway
 from tests import shim
 
 # The longest any single wait may take, in seconds.
@@ -1088,6 +1091,31 @@ def quick_python():
     """
     quick = sys.implementation.name == "cpython" and not shim.is_here()
     return [sys.executable, "-S"] if quick else [sys.executable]
+
+
+def run_inside(arguments, folder, environ):
+    """A command to its end inside this process, as if started in `folder` with `environ`.
+
+    For tests of what it says and writes: a process of its own takes fifty times as
+    long.  Gives a subprocess.CompletedProcess; its streams are text.
+    """
+    here, encoding = os.getcwd(), shim.console_encoding()
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), \
+                unittest.mock.patch.dict(os.environ, environ, clear=True):
+            try:
+                code = claude_gateway.main(list(arguments))
+            except SystemExit as error:  # argparse; code is None where all is well
+                code = error.code or 0
+    finally:
+        os.chdir(here)
+    for stream in streams:
+        stream.flush()
+    written = [stream.buffer.getvalue().decode(encoding).replace(os.linesep, "\n")
+               for stream in streams]
+    return subprocess.CompletedProcess(arguments, code, *written)
 
 
 class GatewayProcess:

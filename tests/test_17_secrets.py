@@ -6,7 +6,6 @@ The upstreams, the proxy and the issuer say all that they are told wherever they
 import contextlib
 import json
 import os
-import subprocess
 import tempfile
 import traceback
 import unittest
@@ -215,11 +214,10 @@ class SecretsTest(unittest.TestCase):
             os.chmod(path, 0o600)
             for command in ("check", "env"):
                 for extra in ([], ["--port", "x"], ["--upstream", "http://x:%s@y" % CLIENT]):
-                    result = subprocess.run(
-                        support.gateway_command(command, "--config", path, *extra),
-                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30,
-                        cwd=self.folder)
-                    self.check_nothing([result.stdout.decode("utf-8", "replace")], command)
+                    result = support.run_inside([command, "--config", path, *extra], self.folder,
+                                                dict(os.environ))
+                    self.assertTrue(result.stdout + result.stderr)
+                    self.check_nothing([result.stdout, result.stderr], command)
             with support.GatewayProcess(config) as gateway:
                 self.check_nothing(self.ask_everything(gateway.port), "an answer")
                 gateway.stop()

@@ -32,6 +32,7 @@ from tests.support import eventually
 from tests.support import exchange
 from tests.support import free_port
 from tests.support import gateway_command
+from tests.support import run_inside
 from tests.support import json_response
 
 ON_WINDOWS = os.name == "nt"
@@ -60,6 +61,10 @@ class FolderTest(unittest.TestCase):
     def command(self, *arguments, stdout=subprocess.PIPE, **environ):
         """Run one command to its end; the result's streams are text."""
         return self.run_words(gateway_command(*arguments), stdout, **environ)
+
+    def inside(self, *arguments, **environ):
+        """As command, without a process."""
+        return run_inside(arguments, self.work, self.environment(**environ))
 
     def run_words(self, words, stdout=subprocess.PIPE, **environ):
         return subprocess.run(words, cwd=self.work, env=self.environment(**environ),
@@ -174,9 +179,14 @@ class WrongUsageTest(FolderTest):
         ]
         for name, arguments in table:
             with self.subTest(name):
-                result = self.command(*arguments)
+                result = self.inside(*arguments)
                 self.assertEqual((result.returncode, result.stdout), (2, ""))
                 self.assertIn("claude_gateway.py: error:", result.stderr)
+
+    def test_of_a_process(self):
+        result = self.command("bogus")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertEqual(result.stderr, self.inside("bogus").stderr)
 
     def test_version(self):
         """Of the file itself too: the other tests run its bytecode."""
@@ -196,7 +206,7 @@ class FindConfigFileTest(FolderTest):
 
     def used(self, *arguments, **environ):
         """The file that ``check`` says it used."""
-        return self.command("check", *arguments, **environ).stdout.split("\n")[0]
+        return self.inside("check", *arguments, **environ).stdout.split("\n")[0]
 
     @unittest.skipIf(ON_WINDOWS, "the folder there is APPDATA")
     def test_each_place_gives_way_to_the_ones_before(self):
@@ -237,7 +247,7 @@ class FindConfigFileTest(FolderTest):
         for arguments, environ in ((["--config", "no.json"], {}),
                                    ([], {"CLAUDE_GATEWAY_CONFIG": "no.json"})):
             with self.subTest(arguments=arguments):
-                result = self.command("check", *arguments, **environ)
+                result = self.inside("check", *arguments, **environ)
                 self.assertEqual((result.returncode, result.stdout, result.stderr),
                                  (2, "", "claude_gateway: no.json: No such file or directory\n"))
 
@@ -348,7 +358,7 @@ class OpenFileTest(FolderTest):
     @unittest.skipIf(ON_WINDOWS, "no such bits there")
     def test_check_tells(self):
         path = self.write("c.json", self.WITH_KEY, 0o644)
-        result = self.command("check", "--config", path)
+        result = self.inside("check", "--config", path)
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: %s: holds secrets" % path, result.stdout + result.stderr)
 
@@ -375,7 +385,7 @@ class SecretOptionTest(FolderTest):
                                   ("file:/no/such", "cannot read /no/such "
                                                     "(No such file or directory)")):
                 with self.subTest(option=option, text=text):
-                    result = self.command("check", option, text)
+                    result = self.inside("check", option, text)
                     self.assertEqual((result.returncode, result.stderr),
                                      (2, "claude_gateway: %s: %s\n" % (option, problem)))
 
@@ -469,7 +479,7 @@ class PrecedenceTest(FolderTest):
         client = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8045", "ANTHROPIC_API_KEY": "MARKED",
                   "ANTHROPIC_AUTH_TOKEN": "MARKED", "ANTHROPIC_MODEL": "MARKED"}
         with_them = self.command("check", **client)
-        self.assertEqual(with_them.stdout, self.command("check").stdout)
+        self.assertEqual(with_them.stdout, self.inside("check").stdout)
         self.assertEqual((with_them.returncode, with_them.stderr), (0, ""))
 
 
@@ -528,9 +538,9 @@ class StartupFaultTest(FolderTest):
             (["--port", "9001", "--upstream", "http://127.0.0.1:9001"], "itself"),
         ]
         for arguments, hint in table:
-            for command in ("serve", "check"):
+            for command, run in (("serve", self.command), ("check", self.inside)):
                 with self.subTest(command=command, arguments=arguments):
-                    result = self.command(command, *arguments)
+                    result = run(command, *arguments)
                     self.assertEqual(result.returncode, 2)
                     self.assertEqual(result.stderr.count("\n"), 1)
                     self.assertIn(hint, result.stderr)
@@ -554,7 +564,7 @@ class CheckTest(FolderTest):
         self.assertEqual(lines[-2:], ["good", ""])
 
     def test_every_plain_setting_is_shown(self):
-        lines = self.command("check").stdout.split("\n")
+        lines = self.inside("check").stdout.split("\n")
         for row in gw.SETTINGS:
             if row.path not in ("providers", "auth.api_keys"):
                 with self.subTest(row.path):
@@ -564,7 +574,7 @@ class CheckTest(FolderTest):
     def test_bad_has_a_line_a_problem(self):
         self.write("claude_gateway.json", {"hots": 1, "port": "x", "providers": [
             dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "${UNSET}"}])]})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual((result.returncode, result.stdout), (2, ""))
         self.assertEqual(sorted(result.stderr.splitlines()), [
             "claude_gateway: hots: unknown key; did you mean host?",
@@ -575,14 +585,14 @@ class CheckTest(FolderTest):
     def test_a_problem_stays_one_line_whatever_the_key(self):
         """A file from elsewhere must not write into the terminal either."""
         self.write("claude_gateway.json", {"a\nb\x1b[2J": 1})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual(result.returncode, 2)
         self.assertEqual(len(result.stderr.splitlines()), 1)
         self.assertNotIn("\x1b", result.stderr)
 
     def test_a_warning_is_told_and_is_good(self):
         self.write("claude_gateway.json", {"providers": [PLAIN_PROVIDER]})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: providers[0].base_url: plain http",
                       result.stdout + result.stderr)
@@ -593,7 +603,7 @@ class CheckTest(FolderTest):
             {"name": "issued", "token": {
                 "token_url": "https://issuer.example/oauth/token?key=MARKED", "client_id": "abc",
                 "refresh_token": "MARKED", "client_secret": "MARKED", "store": "t.json"}}])]})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual(result.returncode, 0)
         self.assertIn("account vault: x-api-key printed by print-my-key\n", result.stdout)
         self.assertIn("account issued: Authorization granted by "
@@ -623,7 +633,7 @@ class CheckTest(FolderTest):
         for arguments in (["check"], ["env"], ["check", "--upstream-key", long, "--api-key", long],
                           ["check", "--host", "0.0.0.0", "--port", "x"]):
             with self.subTest(arguments=arguments):
-                result = self.command(*arguments, KEY=long)
+                result = self.inside(*arguments, KEY=long)
                 self.assertNotIn("MARKED", result.stdout + result.stderr)
 
     def test_output_that_cannot_show_a_mask(self):
@@ -655,7 +665,7 @@ class EnvTest(FolderTest):
         }
         for shell, lines in table.items():
             with self.subTest(shell):
-                result = self.command("env", "--shell", shell, "--port", "9001", "--api-key", "k")
+                result = self.inside("env", "--shell", shell, "--port", "9001", "--api-key", "k")
                 self.assertEqual((result.returncode, result.stdout, result.stderr),
                                  (0, lines % (url, key), ""))
 
@@ -689,7 +699,7 @@ class EnvTest(FolderTest):
 
     def test_a_bad_configuration_is_exit_2(self):
         self.write("claude_gateway.json", {"port": "x"})
-        self.assertEqual(self.command("env").returncode, 2)
+        self.assertEqual(self.inside("env").returncode, 2)
 
 
 class ServeTest(FolderTest):
