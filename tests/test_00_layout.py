@@ -16,7 +16,18 @@ MAP_LINE = re.compile(r"^    (\d+) +(\S.*?)  +\S", re.MULTILINE)
 with open(PATH, encoding="utf-8") as _file:
     SOURCE = _file.read()
 LINES = SOURCE.split("\n")
-TREE = ast.parse(SOURCE)
+TREE = None  # below
+
+
+def setUpModule():
+    global TREE
+    TREE = ast.parse(SOURCE)
+
+
+def tearDownModule():
+    """Lets go of 330,000 objects: each full collection of garbage would look at them."""
+    global TREE
+    TREE = None
 
 
 @functools.lru_cache(maxsize=None)

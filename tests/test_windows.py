@@ -27,7 +27,7 @@ from tests.support import PROJECT_DIRECTORY
 from tests.support import compiled_gateway
 
 with open(GATEWAY_FILE, encoding="utf-8") as _file:
-    TREE = ast.parse(_file.read())
+    SOURCE = _file.read()
 
 
 class Seen:
@@ -59,10 +59,18 @@ class NamesTest(unittest.TestCase):
     # By function: those that stand in the branch for other systems.
     ALLOWED = {("kill_group", "killpg"), ("kill_group", "SIGKILL")}
 
+    @classmethod
+    def setUpClass(cls):
+        cls.tree = ast.parse(SOURCE)
+
+    @classmethod
+    def tearDownClass(cls):
+        del cls.tree  # hundreds of thousands of objects
+
     def test_names(self):
         modules = {"os", "signal", "socket", "select", "time", "subprocess"}
         found = set()
-        for function in ast.walk(TREE):
+        for function in ast.walk(self.tree):
             if isinstance(function, ast.FunctionDef):
                 for node in ast.walk(function):
                     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -72,13 +80,13 @@ class NamesTest(unittest.TestCase):
         self.assertEqual(found, self.ALLOWED)
 
     def test_modules(self):
-        names = {alias.name for node in ast.walk(TREE) if isinstance(node, ast.Import)
+        names = {alias.name for node in ast.walk(self.tree) if isinstance(node, ast.Import)
                  for alias in node.names}
         self.assertEqual(names & {"fcntl", "grp", "pwd", "resource", "termios"}, {"fcntl"})
 
     def test_files_are_opened_with_their_encoding(self):
         """Without it they are read in the code page of the machine."""
-        for node in ast.walk(TREE):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open":
                 modes = [argument.value for argument in node.args[1:2]]
                 self.assertTrue("b" in "".join(modes) or "encoding" in {
