@@ -928,7 +928,8 @@ class CandidatesTest(unittest.TestCase):
 
     def test_without_accounts_it_is_the_clients_credential(self):
         row = provider("p")
-        self.assertEqual(gw.candidates(row, "m"), [gw.Candidate(row, None)])
+        found = gw.candidates(row, "m")
+        self.assertEqual([(each.provider, each.account) for each in found], [(row, None)])
 
     def test_globs_of_the_account(self):
         row = provider("p", {"name": "a", "models": GLOBS}, {"name": "b"})
