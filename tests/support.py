@@ -1085,9 +1085,9 @@ def importing_command(program, *arguments):
 
 
 def quick_python():
-    """This Python; CPython without `site`, with which installed packages may do what they like.
+    """The words that run this Python: CPython without `site`, where the shim is not in there.
 
-    That takes up to half of the time of a start.  The shim is made of it.
+    What installed packages do at each start may take half of its time.
     """
     quick = sys.implementation.name == "cpython" and not shim.is_here()
     return [sys.executable, "-S"] if quick else [sys.executable]
