@@ -1,7 +1,9 @@
 """Starts gateways inside the test process, and the configurations that tests share."""
 
 import contextlib
+from unittest import mock
 
+import claude_gateway
 from claude_gateway import Config
 from claude_gateway import Gateway
 
@@ -28,10 +30,21 @@ def settings_for(*providers, **settings):
     }, **settings)
 
 
+def config_with_pings(settings):
+    """A Config; its pings may come more often than once a second, the most that users can set."""
+    stream = dict(settings.get("stream", {}))
+    seconds = stream.pop("ping_seconds", None)
+    config = Config.from_dict(dict(settings, stream=stream))
+    if seconds is not None:
+        config = config._replace(stream=config.stream._replace(ping_seconds=seconds))
+    return config
+
+
 @contextlib.contextmanager
 def running_gateway(*providers, write=None, environ=None, **settings):
     """A started Gateway over providers as dicts; what it leaves open fails the test."""
-    gateway = Gateway(Config.from_dict(settings_for(*providers, **settings)), write, environ or {})
+    config = config_with_pings(settings_for(*providers, **settings))
+    gateway = Gateway(config, write, environ or {})
     with gateway:
         yield gateway
 
@@ -39,3 +52,11 @@ def running_gateway(*providers, write=None, environ=None, **settings):
 MESSAGE = b'{"model":"claude-opus-5-5","max_tokens":64,"messages":[{"role":"user","content":"hi"}]}'
 STREAM_MESSAGE = MESSAGE[:-1] + b',"stream":true}'
 JSON_TYPE = ("Content-Type", "application/json")
+
+
+def quick_backoff(seconds=0.02):
+    """The longest first pause before the same account is asked again, for so long as entered.
+
+    For tests of what comes before or behind it.
+    """
+    return mock.patch.object(claude_gateway, "BACKOFF_SECONDS", seconds)

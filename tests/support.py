@@ -4,10 +4,15 @@ Nothing here sleeps.  A test orders events with a Gate, and every wait ends
 after WAIT_SECONDS with an AssertionError which says what was awaited.
 """
 
+import atexit
 import contextlib
+import functools
 import http.client
+import io
 import json
 import os
+import py_compile
+import random
 import re
 import selectors
 import shutil
@@ -21,6 +26,10 @@ import threading
 import time
 import traceback
 import unittest
+import unittest.mock
+
+import claude_gateway
+from tests import shim
 
 # The longest any single wait may take, in seconds.
 WAIT_SECONDS = 10
@@ -70,14 +79,16 @@ class Gate:
 def eventually(predicate, what):
     """Poll `predicate` until it is true; return its value, else raise TimedOut."""
     deadline = time.monotonic() + WAIT_SECONDS
-    never = threading.Event()
+    never, pause = threading.Event(), 0.0005
     while True:
         value = predicate()
         if value:
             return value
         if time.monotonic() >= deadline:
             raise TimedOut("waited %s s for: %s" % (WAIT_SECONDS, what))
-        never.wait(0.005)
+        never.wait(pause)
+        # Most of it is true in a moment; what is not is looked at more seldom.
+        pause = min(2 * pause, 0.01)
 
 
 class FakeClock:
@@ -121,6 +132,23 @@ def count_open_descriptors(pid=None):
             # Listing our own directory opens one descriptor, each time alike.
             return len(os.listdir(directory)) - (0 if pid else 1)
     return None
+
+
+def free_port():
+    """A port that is free, for where it must be known before it is used, or stay unused.
+
+    From below those that systems give out by themselves (Linux from 32768 on, others
+    from 49152): one of these would soon be another program's, such as a second suite's.
+    """
+    for _ in range(100):
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue  # safe: another is taken
+            return port
+    raise AssertionError("no free port")
 
 
 # ------------------------------------------------------- bytes on the wire
@@ -541,6 +569,13 @@ class ScriptedUpstream:
         """How many connections have a running script or serve loop."""
         return self._open
 
+    @classmethod
+    def absent(cls):
+        """One that is not there: nobody listens on its port."""
+        upstream = cls()
+        upstream.port = free_port()
+        return upstream
+
     def wait_requests(self, count):
         """A copy of `requests` once there are at least `count` of them."""
         return self._wait_list(self.requests, count, "requests")
@@ -679,7 +714,7 @@ keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 [server]
 basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature, keyEncipherment
+keyUsage = critical, digitalSignature
 extendedKeyUsage = serverAuth
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
@@ -1005,22 +1040,109 @@ def exchange(port, method, path, headers=(), body=b"", host="127.0.0.1"):
 # ---------------------------------------------------------------- process
 
 
+@functools.lru_cache(maxsize=None)
+def compiled_gateway():
+    """The path of a claude_gateway.py that holds the bytecode of the real one.
+
+    Python runs it as it runs the source, `__main__` and tracebacks alike, but
+    need not compile 16,000 lines at each start, which is most of its time.
+    """
+    if sys.implementation.name != "cpython":
+        return GATEWAY_FILE
+    folder = tempfile.mkdtemp(prefix="gateway-compiled-")
+    atexit.register(shutil.rmtree, folder)
+    path = os.path.join(folder, os.path.basename(GATEWAY_FILE))
+    return py_compile.compile(GATEWAY_FILE, path, GATEWAY_FILE, doraise=True)
+
+
+# Lets `import claude_gateway` find the bytecode.
+IMPORTED = """\
+import importlib.machinery, importlib.util, sys
+spec = importlib.util.spec_from_loader(
+    "claude_gateway", importlib.machinery.{loader}("claude_gateway", {path!r}))
+sys.modules["claude_gateway"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["claude_gateway"])
+"""
+# The last lines of claude_gateway.py, with some of its constants changed before.
+WITH_CONSTANTS = """\
+import os, claude_gateway as gateway
+for name, value in {constants!r}.items():
+    assert isinstance(getattr(gateway, name), type(value))
+    setattr(gateway, name, value)
+os._exit(gateway.main())
+"""
+
+
+def gateway_command(*arguments, constants=None):
+    """The words that run claude_gateway.py as a process.
+
+    constants: {name: value} of what is shorter there than users have it.
+    """
+    if constants:
+        return importing_command(WITH_CONSTANTS.format(constants=constants), *arguments)
+    return [*quick_python(), compiled_gateway(), *arguments]
+
+
+def importing_command(program, *arguments):
+    """The words that run a Python program which imports claude_gateway."""
+    path = compiled_gateway()
+    loader = "SourceFileLoader" if path == GATEWAY_FILE else "SourcelessFileLoader"
+    program = IMPORTED.format(loader=loader, path=path) + program
+    return [*quick_python(), "-c", program, *arguments]
+
+
+def quick_python():
+    """The words that run this Python: CPython without `site`, where the shim is not in there.
+
+    What installed packages do at each start may take half of its time.
+    """
+    quick = sys.implementation.name == "cpython" and not shim.is_here()
+    return [sys.executable, "-S"] if quick else [sys.executable]
+
+
+def run_inside(arguments, folder, environ):
+    """A command to its end inside this process, as if started in `folder` with `environ`.
+
+    For tests of what it says and writes: a process of its own takes fifty times as
+    long.  Gives a subprocess.CompletedProcess; its streams are text.
+    """
+    here, encoding = os.getcwd(), shim.console_encoding()
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), \
+                unittest.mock.patch.dict(os.environ, environ, clear=True):
+            try:
+                code = claude_gateway.main(list(arguments))
+            except SystemExit as error:  # argparse; code is None where all is well
+                code = error.code or 0
+    finally:
+        os.chdir(here)
+    for stream in streams:
+        stream.flush()
+    written = [stream.buffer.getvalue().decode(encoding).replace(os.linesep, "\n")
+               for stream in streams]
+    return subprocess.CompletedProcess(arguments, code, *written)
+
+
 class GatewayProcess:
     """claude_gateway.py as a process of its own, on a free port.
 
     config: dict for --config, or None for no such option; args: further
-    arguments; env: further environment over PATH, SYSTEMROOT, HOME, TMPDIR.
+    arguments; env: further environment over PATH, SYSTEMROOT, HOME, TMPDIR;
+    python: another interpreter, which then reads the source; constants: as for
+    gateway_command.
     Attributes once entered: url, host, port, directory (HOME and the working
     directory), config_file, process, stdout_lines, returncode.
     """
 
     LISTENING = re.compile(r"listening on (http://(\S+):(\d+))")
 
-    def __init__(self, config=None, args=(), env=None, python=sys.executable):
+    def __init__(self, config=None, args=(), env=None, python=None, constants=None):
         self.config = config
         self.args = list(args)
         self.env = dict(env or {})
-        self.python = python
+        self.words = [python, GATEWAY_FILE] if python else gateway_command(constants=constants)
         self.url = self.host = self.port = None
         self.directory = self.config_file = self.process = None
         self.stdout_lines = []
@@ -1054,7 +1176,7 @@ class GatewayProcess:
         return self
 
     def _start(self):
-        command = [self.python, GATEWAY_FILE, "--port", "0"]
+        command = [*self.words, "--port", "0"]
         if self.config is not None:
             self.config_file = os.path.join(self.directory, "gateway-test.json")
             descriptor = os.open(self.config_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

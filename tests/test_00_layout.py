@@ -15,7 +15,19 @@ MAP_LINE = re.compile(r"^    (\d+) +(\S.*?)  +\S", re.MULTILINE)
 
 with open(PATH, encoding="utf-8") as _file:
     SOURCE = _file.read()
-TREE = ast.parse(SOURCE)
+LINES = SOURCE.split("\n")
+TREE = None  # below
+
+
+def setUpModule():
+    global TREE
+    TREE = ast.parse(SOURCE)
+
+
+def tearDownModule():
+    """Lets go of 330,000 objects: each full collection of garbage would look at them."""
+    global TREE
+    TREE = None
 
 
 @functools.lru_cache(maxsize=None)
@@ -111,8 +123,7 @@ class SizeTest(unittest.TestCase):
 
     def code_lines(self, node):
         """Lines of a function without docstring, comments and blank ones."""
-        lines = SOURCE.split("\n")[node.lineno - 1:node.end_lineno]
-        text = [line.strip() for line in lines]
+        text = [line.strip() for line in LINES[node.lineno - 1:node.end_lineno]]
         docstring = (ast.get_docstring(node) or "").count("\n") + 1 if ast.get_docstring(node) else 0
         return sum(1 for line in text if line and not line.startswith("#")) - docstring
 

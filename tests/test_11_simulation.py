@@ -7,6 +7,7 @@ comparison, a gateway that goes round without a memory.  As a module it prints t
     python3 -m tests.test_11_simulation
 """
 
+import functools
 import heapq
 import itertools
 import math
@@ -224,6 +225,12 @@ def table(overloaded):
                       for place, (cell, width) in enumerate(zip(row, widths))) for row in rows]
 
 
+@functools.lru_cache(maxsize=None)
+def simulated(strategy, overloaded):
+    """A Simulation that has run; several tests look at the same ones."""
+    return Simulation(strategy, overloaded).run()
+
+
 class SimulationTest(unittest.TestCase):
 
     SCENARIOS = (("accounts run out", 0.0), ("and 3 % of calls are 529", 0.03))
@@ -231,7 +238,7 @@ class SimulationTest(unittest.TestCase):
     def test_ours_wastes_nothing_and_loses_nothing(self):
         for (name, overloaded), strategy in itertools.product(self.SCENARIOS, STRATEGIES):
             with self.subTest(name, strategy=strategy):
-                ours = Simulation(strategy, overloaded).run()
+                ours = simulated(strategy, overloaded)
                 self.assertEqual(ours.upstream.wasted, 0, "called what was known to be exhausted")
                 # Three calls are all that a request may cost: three bad draws end it.
                 lost = [statuses for statuses in ours.lost
@@ -246,7 +253,7 @@ class SimulationTest(unittest.TestCase):
         """Else the scenario would prove nothing."""
         for name, overloaded in self.SCENARIOS:
             with self.subTest(name):
-                plain = Simulation("", overloaded).run()
+                plain = simulated("", overloaded)
                 self.assertGreater(plain.upstream.wasted, 100)
                 self.assertGreater(len(plain.lost), 50)
 
@@ -254,19 +261,17 @@ class SimulationTest(unittest.TestCase):
         """A move costs the prompt cache; going round moves with nearly every request."""
         for name, overloaded in self.SCENARIOS:
             with self.subTest(name):
-                ours = Simulation("failover", overloaded).run()
-                plain = Simulation("", overloaded).run()
+                ours, plain = simulated("failover", overloaded), simulated("", overloaded)
                 self.assertLess(ours.moves, plain.moves / 3)
 
     def test_no_less_is_served(self):
         for name, overloaded in self.SCENARIOS:
             with self.subTest(name):
-                ours = Simulation("failover", overloaded).run()
-                plain = Simulation("", overloaded).run()
+                ours, plain = simulated("failover", overloaded), simulated("", overloaded)
                 self.assertGreaterEqual(ours.done, plain.done * 0.99)
 
     def test_the_same_seed_is_the_same_hour(self):
-        self.assertEqual(Simulation("shuffle", 0.03).run().figures(),
+        self.assertEqual(simulated("shuffle", 0.03).figures(),
                          Simulation("shuffle", 0.03).run().figures())
 
 

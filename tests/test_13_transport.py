@@ -504,10 +504,7 @@ class TimeoutTest(TransportCase):
         self.assertIn(type(caught.exception), (gw.UpstreamUnreached, gw.UpstreamSilent))
 
     def test_refused_and_unresolvable(self):
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
-        for url, words in (("http://127.0.0.1:%d" % port, "refused"),
+        for url, words in ((support.ScriptedUpstream.absent().url, "refused"),
                            ("http://no-such-host.invalid", "cannot resolve")):
             with self.subTest(url), self.assertRaises(gw.UpstreamUnreached) as caught:
                 self.transport.send(call_to(provider_at(url)))
@@ -893,12 +890,12 @@ class SelectPollerTest(unittest.TestCase):
                                  setattr(gw, "POLL_LEFT", saved[1])))
         gw.new_poller, gw.POLL_LEFT = gw.SelectPoller, 0
         for case in (SendTest, LeavingTest, TimeoutTest, PoolTest):
-            suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+            names = unittest.defaultTestLoader.getTestCaseNames(case)
+            suite = unittest.TestSuite(case(name) for name in names
+                                       if "behind_bytes" not in name)  # needs POLLRDHUP
             result = unittest.TestResult()
             suite.run(result)
-            faults = [fault for fault in result.failures + result.errors
-                      if "behind_bytes" not in str(fault[0])]  # needs POLLRDHUP
-            self.assertEqual(faults, [])
+            self.assertEqual(result.failures + result.errors, [])
 
 
 if __name__ == "__main__":

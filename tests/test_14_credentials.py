@@ -126,7 +126,8 @@ class CommandTest(RenewalTest):
 
     def command(self, program, *arguments, **settings):
         return self.provider(
-            key_command=[sys.executable, "-c", program, *map(str, arguments)], **settings)
+            key_command=[*support.quick_python(), "-c", program, *map(str, arguments)],
+            **settings)
 
     def counting(self, **settings):
         return self.command(COUNTING, self.path("runs"), **settings)
@@ -796,7 +797,7 @@ class TwoProcessesTest(GrantTest):
 
     def start(self, settings):
         process = subprocess.Popen(
-            [sys.executable, "-c", PROCESS, json.dumps(settings)], cwd=support.PROJECT_DIRECTORY,
+            support.importing_command(PROCESS, json.dumps(settings)),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             universal_newlines=True)
         self.addCleanup(process.communicate)

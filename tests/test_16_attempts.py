@@ -1,10 +1,10 @@
 """Contract section 9, row by row: what goes upstream, what the client gets, what comes after."""
 
+import concurrent.futures
 import contextlib
 import email.utils
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +20,7 @@ from tests.faulty import good
 from tests.faulty import play
 from tests.running import ACCOUNT_KEY
 from tests.running import provider
+from tests.running import quick_backoff
 from tests.running import running_gateway
 
 HTML = support.json_response(b"<html>busy</html>", headers=[("content-type", "text/html")])
@@ -55,8 +56,8 @@ class AttemptsTest(unittest.TestCase):
         for word in words:
             self.assertIn(word, value["error"]["message"])
 
-    def quick_backoff(self, seconds=0.02):
-        patch = mock.patch.object(gw, "BACKOFF_SECONDS", seconds)
+    def quick_backoff(self):
+        patch = quick_backoff()
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -88,8 +89,7 @@ class UnreachedTest(AttemptsTest):
             self.assertEqual(len(played.records(2)[1]["attempts"]), 1)
 
     def test_connection_name_and_tls(self):
-        with support.ScriptedUpstream() as closed:
-            pass
+        closed = support.ScriptedUpstream.absent()
 
         def no_such_host(host, *rest):
             if host == "nowhere.invalid":
@@ -148,14 +148,19 @@ class RateLimitedTest(AttemptsTest):
         return error(429, "rate_limit_error", "slow down", **headers)
 
     def test_short_rest_is_waited_for_and_the_same_account_serves(self):
-        for seconds in ("0.2", "0.6", "1"):
-            with self.subTest(seconds), play({"a": [self.limited(retry_after=seconds)]}) as played:
+        def ask(seconds):
+            with play({"a": [self.limited(retry_after=seconds)]}) as played:
                 began = time.monotonic()
                 told = played.post()
-                took = time.monotonic() - began
-                self.assert_served(told, "a", 2)
-                self.assertEqual(played.asked(), ["a", "a"])
-                self.assertTrue(float(seconds) <= took < float(seconds) + 1, took)
+                return told, played.asked(), time.monotonic() - began
+
+        times = ("0.2", "0.6", "1")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for seconds, (told, asked, took) in zip(times, pool.map(ask, times)):
+                with self.subTest(seconds):
+                    self.assert_served(told, "a", 2)
+                    self.assertEqual(asked, ["a", "a"])
+                    self.assertTrue(float(seconds) <= took < float(seconds) + 1, took)
 
     def test_waits_for_whoever_is_ready_first(self):
         answers = {"a": [self.limited(retry_after="60")], "b": [self.limited(retry_after="0.2")]}
@@ -652,7 +657,8 @@ class RenewedTest(AttemptsTest):
                 yield faulty.Play(upstream, gateway)
 
     def command(self, program=COUNTING):
-        return {"key_command": [sys.executable, "-c", program, os.path.join(self.folder, "runs")]}
+        return {"key_command": [*support.quick_python(), "-c", program,
+                                os.path.join(self.folder, "runs")]}
 
     def runs(self):
         return os.path.getsize(os.path.join(self.folder, "runs"))

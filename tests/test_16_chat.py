@@ -18,6 +18,7 @@ from tests.running import ACCOUNT_KEY
 from tests.running import CLIENT_KEY
 from tests.running import JSON_TYPE
 from tests.running import provider
+from tests.running import quick_backoff
 from tests.running import running_gateway
 
 PATH = "/v1/chat/completions"
@@ -29,7 +30,7 @@ DONE = gw.CHAT_DONE
 START, CONTENT = good_events("a")[:2]
 ERROR_EVENT = support.sse_event(support.error_body("overloaded_error", "busy \u2026"))
 # The head goes soon, and the first ping one second after it.
-EARLY = {"stream": {"hold_seconds": 0.15, "ping_seconds": 1}}
+EARLY = {"stream": {"hold_seconds": 0.1, "ping_seconds": 0.25}}
 NO_WAIT = {"retry": {"max_wait_seconds": 0}}
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {
@@ -170,7 +171,7 @@ class ChatTest(unittest.TestCase):
                           if frame["choices"] and frame["choices"][0]["finish_reason"]])
 
     def quick_backoff(self):
-        patch = mock.patch.object(gw, "BACKOFF_SECONDS", 0.02)
+        patch = quick_backoff()
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -496,9 +497,7 @@ class RefusedHereTest(ChatTest):
                              {"refused"})
 
     def test_nobody_can_serve(self):
-        with support.ScriptedUpstream() as closed:
-            pass
-        nowhere = {"name": "one", "base_url": closed.url,
+        nowhere = {"name": "one", "base_url": support.ScriptedUpstream.absent().url,
                    "accounts": [{"name": "a", "api_key": "key-a"}]}
         with faulty.FaultyUpstream({}) as upstream, running_gateway(
                 nowhere, retry={"max_attempts": 1}) as gateway:

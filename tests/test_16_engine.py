@@ -14,6 +14,7 @@ from tests.running import JSON_TYPE
 from tests.running import MESSAGE
 from tests.running import STREAM_MESSAGE
 from tests.running import provider
+from tests.running import quick_backoff
 from tests.running import running_gateway
 
 KEYED = {"api_keys": [CLIENT_KEY]}
@@ -642,25 +643,41 @@ class CutStreamTest(unittest.TestCase):
         self.body = b"".join(events)
         self.content = len(events[0] + events[1])
         self.stop = self.body.index(b"event: message_stop")
+        upstream = self.enter(support.ScriptedUpstream(*[self.script] * 1000))
+        self.gateway = self.enter(running_gateway(provider(upstream), retry=ONE_CALL))
+        self.asked = 0
+
+    def enter(self, context):
+        value = context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        return value
+
+    def script(self, connection):
+        if connection.read_request(seconds=None) is None:
+            return
+        at, how = self.cut
+        body = self.body[:at]
+        connection.send(support.SSE_HEAD + (support.chunk(body) if body else b""))
+        if how == "clean":
+            connection.send(support.LAST_CHUNK)
+        elif how == "reset":
+            connection.reset()
 
     def cut_answer(self, at, how):
         """What a client gets when the upstream breaks after byte ``at`` of the body."""
-        data, body = support.SSE_HEAD, self.body[:at]
-
-        def script(connection):
-            connection.read_request()
-            connection.send(data + (support.chunk(body) if body else b""))
-            if how == "clean":
-                connection.send(support.LAST_CHUNK)
-            elif how == "reset":
-                connection.reset()
-
-        with support.ScriptedUpstream(script) as upstream:
-            with running_gateway(provider(upstream), retry=ONE_CALL) as gateway:
-                told = post(gateway, body=STREAM_MESSAGE)
-                support.eventually(lambda: gateway.status()["leases"] == 0, "the lease")
-                self.assertEqual(gateway.status()["upstream_active"], 0)
-                return told, only_record(gateway)
+        self.cut, self.asked = (at, how), self.asked + 1
+        told = post(self.gateway, body=STREAM_MESSAGE)
+        support.eventually(lambda: self.gateway.status()["leases"] == 0, "the lease")
+        self.assertEqual(self.gateway.status()["upstream_active"], 0)
+        support.eventually(lambda: self.gateway._engine.records.numbered(1)[0] >= self.asked,
+                           "the record")
+        (record,) = self.gateway.records(1)
+        self.assertEqual((record["id"], self.gateway._engine.records.numbered(1)[0]),
+                         (told.header("x-request-id"), self.asked))
+        # The next time as if nothing had happened before.
+        for state in self.gateway._engine.accounts._states.values():
+            state.__init__()
+        return told, record
 
     def test_before_content_it_is_a_plain_error(self):
         for at in range(0, self.content):
@@ -783,7 +800,7 @@ class CutJsonTest(unittest.TestCase):
         for name, answer in table.items():
             with self.subTest(name):
                 with support.ScriptedUpstream(respond=lambda request: answer) as upstream:
-                    with running_gateway(provider(upstream)) as gateway:
+                    with running_gateway(provider(upstream)) as gateway, quick_backoff():
                         self.assertEqual(post(gateway).status, 502)
 
 
@@ -941,14 +958,13 @@ class RotationTest(unittest.TestCase):
     def test_redirect_goes_to_nobody(self):
         moved = support.json_response({}, status=307, headers=[("location", "http://evil.example")])
         with support.ScriptedUpstream(respond=lambda request: moved) as upstream:
-            with running_gateway(provider(upstream)) as gateway:
+            with running_gateway(provider(upstream)) as gateway, quick_backoff():
                 for told in (post(gateway), get(gateway, "/v1/files")):
                     self.assertEqual((told.status, told.all("location")), (502, []))
 
     def test_upstream_that_is_down(self):
-        with support.ScriptedUpstream() as upstream:
-            pass
-        with running_gateway(provider(upstream)) as gateway:
+        upstream = support.ScriptedUpstream.absent()
+        with running_gateway(provider(upstream)) as gateway, quick_backoff():
             told = post(gateway)
             self.assertEqual(told.status, 502)
             self.assertIn("upstream connection failed: connection refused",
@@ -1043,7 +1059,7 @@ class SecretTest(unittest.TestCase):
         with support.ScriptedUpstream(respond=failing(503)) as first:
             with support.ScriptedUpstream() as second:
                 providers = [provider(first, ()), provider(second, (), name="other")]
-                with running_gateway(*providers) as gateway:
+                with running_gateway(*providers) as gateway, quick_backoff():
                     told = post(gateway, headers=[("x-api-key", "own")],
                                 body=MESSAGE.replace(b"claude-opus-5-5", b"unlisted"))
                 self.assertEqual((told.status, second.requests), (503, []))

@@ -265,6 +265,7 @@ class MetricsTest(PagesTest):
         gateway = self.start()
         post(gateway)
         self.status_when(gateway, lambda told: told["records"] == 1, "the record")
+        support.eventually(gateway.local_answers, "the count of that look")
         told = get(gateway, "/metrics")
         self.assertEqual(told.header("content-type"), "text/plain; version=0.0.4; charset=utf-8")
         text = told.body.decode("utf-8")

@@ -77,28 +77,42 @@ class CorpusTest(unittest.TestCase):
 
     # -- invalid ones
 
-    def check_refused(self, gateway, pieces, status, before=0):
-        with support.RawClient(gateway.port) as client:
-            tell(client, pieces)
-            answers = [client.read_response() for _ in range(before + 1)]
-            self.assertEqual([answer.status for answer in answers], [200] * before + [status])
-            self.assertEqual(answers[-1].header("connection"), "close")
-            self.assertEqual(answers[-1].header("content-type"), "application/json")
-            self.assertTrue(client.at_eof())
+    def check_refused(self, client, status, before):
+        answers = [client.read_response() for _ in range(before + 1)]
+        self.assertEqual([answer.status for answer in answers], [200] * before + [status])
+        self.assertEqual(answers[-1].header("connection"), "close")
+        self.assertEqual(answers[-1].header("content-type"), "application/json")
+        self.assertTrue(client.at_eof())
 
     def test_invalid_ones(self):
-        slow, quick = self.gateway(), self.gateway(SHORT_SECONDS)
+        gateway = self.gateway()
         for name, status, data in corpus("invalid"):
-            gateway, behind = (quick, b"") if status == 408 else (slow, BEHIND)
-            ways = {"whole": [data + behind], "behind another": [FIRST + data + behind]}
-            if status != 408:
-                ways["in pieces"] = pieces_of(data) + [behind]
+            if status == 408:
+                continue  # below
+            ways = {"whole": [data + BEHIND], "behind another": [FIRST + data + BEHIND],
+                    "in pieces": pieces_of(data) + [BEHIND]}
             for way, pieces in ways.items():
-                with self.subTest(name, way=way):
-                    self.check_refused(gateway, pieces, status, int(way == "behind another"))
+                with self.subTest(name, way=way), support.RawClient(gateway.port) as client:
+                    tell(client, pieces)
+                    self.check_refused(client, status, int(way == "behind another"))
         self.assertEqual(self.upstream.requests, [])
-        for gateway in (slow, quick):
-            self.assertEqual(gateway.status()["upstream_active"], 0)
+        self.assertEqual(gateway.status()["upstream_active"], 0)
+
+    def test_those_that_never_end(self):
+        """All at once, since each has to be waited for."""
+        gateway, asked = self.gateway(SHORT_SECONDS), []
+        for name, status, data in corpus("invalid"):
+            if status == 408:
+                for before in (0, 1):
+                    client = self.enter(support.RawClient(gateway.port))
+                    tell(client, [FIRST * before + data])
+                    asked.append((name, client, before))
+        self.assertGreater(len(asked), 8)
+        for name, client, before in asked:
+            with self.subTest(name, before=before):
+                self.check_refused(client, 408, before)
+        self.assertEqual(self.upstream.requests, [])
+        self.assertEqual(gateway.status()["upstream_active"], 0)
 
     # -- valid ones
 

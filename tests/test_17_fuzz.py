@@ -1,6 +1,6 @@
 """The whole gateway against mutated requests, JSON bodies and upstream answers.
 
-A few seconds as a rule; CLAUDE_GATEWAY_FUZZ_SECONDS makes it longer and takes
+A second or two as a rule; CLAUDE_GATEWAY_FUZZ_SECONDS makes it longer and takes
 another seed each time.  What fails prints how to repeat it:
 CLAUDE_GATEWAY_FUZZ_SEED=... CLAUDE_GATEWAY_FUZZ_CASE=... python3 -m tests.test_17_fuzz
 """
@@ -25,7 +25,7 @@ from tests.running import provider
 from tests.running import settings_for
 from tests.test_17_corpus import corpus
 
-SECONDS = float(os.environ.get("CLAUDE_GATEWAY_FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("CLAUDE_GATEWAY_FUZZ_SECONDS", "1.5"))
 SEED = os.environ.get("CLAUDE_GATEWAY_FUZZ_SEED")
 CASE = os.environ.get("CLAUDE_GATEWAY_FUZZ_CASE")
 SETTLED_EVERY = 100

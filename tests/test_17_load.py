@@ -1,6 +1,6 @@
 """Slow clients by the hundred, readers that stop, SIGTERM under load, and a soak.
 
-The soak lasts CLAUDE_GATEWAY_SOAK_SECONDS, 3 unless that is set.
+The soak lasts CLAUDE_GATEWAY_SOAK_SECONDS, 1.5 unless that is set.
 """
 
 import collections
@@ -26,7 +26,7 @@ from tests.running import running_gateway
 from tests.running import settings_for
 from tests.test_17_corpus import corpus
 
-SOAK_SECONDS = float(os.environ.get("CLAUDE_GATEWAY_SOAK_SECONDS", "3"))
+SOAK_SECONDS = float(os.environ.get("CLAUDE_GATEWAY_SOAK_SECONDS", "1.5"))
 MIB = 1 << 20
 SLOW_CLIENTS = 500
 STREAMS = 50
@@ -203,8 +203,8 @@ class SoakTest(unittest.TestCase):
             names = ["a%d" % number for number in range(8)]
             with support.GatewayProcess(settings_for(
                     provider(upstream, names), retry={"max_wait_seconds": 1},
-                    log={"level": "debug"}, timeouts={"keepalive_seconds": 1})) as gateway:
-                self.traffic(gateway, 1.5)  # warm-up: pools, caches, the ring of records
+                    log={"level": "debug"}, timeouts={"keepalive_seconds": 0.5})) as gateway:
+                self.traffic(gateway, min(1.5, SOAK_SECONDS))  # warm-up: pools, caches, the ring of records
                 before = self.measured(gateway)
                 resident = self.traffic(gateway, SOAK_SECONDS)
                 after = self.measured(gateway)

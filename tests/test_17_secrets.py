@@ -6,8 +6,6 @@ The upstreams, the proxy and the issuer say all that they are told wherever they
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import traceback
 import unittest
@@ -86,7 +84,7 @@ class SecretsTest(unittest.TestCase):
         grant = {"token_url": self.upstream.url + "/token", "client_id": "abc",
                  "client_secret": secret("client-secret"), "refresh_token": secret("refresh"),
                  "store": os.path.join(self.folder, "tokens.json")}
-        command = [sys.executable, "-c", "print('MARKED-' + 'command-0123456789abcdef-tail')"]
+        command = [*support.quick_python(), "-c", "print('MARKED-' + 'command-0123456789abcdef-tail')"]
         url = self.upstream.url
         return [
             {"name": "anthropic", "base_url": url, "headers": {"x-team": secret("header")},
@@ -216,11 +214,10 @@ class SecretsTest(unittest.TestCase):
             os.chmod(path, 0o600)
             for command in ("check", "env"):
                 for extra in ([], ["--port", "x"], ["--upstream", "http://x:%s@y" % CLIENT]):
-                    result = subprocess.run(
-                        [sys.executable, support.GATEWAY_FILE, command, "--config", path, *extra],
-                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30,
-                        cwd=self.folder)
-                    self.check_nothing([result.stdout.decode("utf-8", "replace")], command)
+                    result = support.run_inside([command, "--config", path, *extra], self.folder,
+                                                dict(os.environ))
+                    self.assertTrue(result.stdout + result.stderr)
+                    self.check_nothing([result.stdout, result.stderr], command)
             with support.GatewayProcess(config) as gateway:
                 self.check_nothing(self.ask_everything(gateway.port), "an answer")
                 gateway.stop()

@@ -26,9 +26,13 @@ from tests.support import GatewayProcess
 from tests.support import RawClient
 from tests.support import ScriptedUpstream
 from tests.support import WAIT_SECONDS
+from tests.support import compiled_gateway
 from tests.support import error_body
 from tests.support import eventually
 from tests.support import exchange
+from tests.support import free_port
+from tests.support import gateway_command
+from tests.support import run_inside
 from tests.support import json_response
 
 ON_WINDOWS = os.name == "nt"
@@ -36,13 +40,6 @@ ON_LINUX = sys.platform.startswith("linux")
 OWN_PROVIDER = {"name": "own", "base_url": "https://own.example"}
 # Draws a warning, and is good.
 PLAIN_PROVIDER = {"name": "own", "base_url": "http://own.example"}
-
-
-def free_port():
-    """A port that was free a moment ago, for where it must be known before the start."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class FolderTest(unittest.TestCase):
@@ -63,10 +60,16 @@ class FolderTest(unittest.TestCase):
 
     def command(self, *arguments, stdout=subprocess.PIPE, **environ):
         """Run one command to its end; the result's streams are text."""
-        return subprocess.run([sys.executable, GATEWAY_FILE] + list(arguments), cwd=self.work,
-                              env=self.environment(**environ), stdin=subprocess.DEVNULL,
-                              stdout=stdout, stderr=subprocess.PIPE, encoding=shim.console_encoding(),
-                              timeout=30)
+        return self.run_words(gateway_command(*arguments), stdout, **environ)
+
+    def inside(self, *arguments, **environ):
+        """As command, without a process."""
+        return run_inside(arguments, self.work, self.environment(**environ))
+
+    def run_words(self, words, stdout=subprocess.PIPE, **environ):
+        return subprocess.run(words, cwd=self.work, env=self.environment(**environ),
+                              stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+                              encoding=shim.console_encoding(), timeout=30)
 
     def write(self, name, content, mode=0o600):
         """A file of the working directory; dicts become JSON."""
@@ -84,11 +87,11 @@ class FolderTest(unittest.TestCase):
         return gw.load_config(gw.argument_parser().parse_args(arguments), environ)[0]
 
     @contextlib.contextmanager
-    def serving(self, *prefix, **popen):
+    def serving(self, *prefix, constants=None, **popen):
         """``serve`` with unusual streams; gives (process, port) once it answers."""
         port = free_port()
         process = subprocess.Popen(
-            list(prefix) + [sys.executable, GATEWAY_FILE, "--port", str(port)], cwd=self.work,
+            [*prefix, *gateway_command("--port", str(port), constants=constants)], cwd=self.work,
             env=self.environment(), stdin=subprocess.DEVNULL, **popen)
         try:
             eventually(lambda: process.poll() is not None or self.answers(port),
@@ -176,14 +179,21 @@ class WrongUsageTest(FolderTest):
         ]
         for name, arguments in table:
             with self.subTest(name):
-                result = self.command(*arguments)
+                result = self.inside(*arguments)
                 self.assertEqual((result.returncode, result.stdout), (2, ""))
                 self.assertIn("claude_gateway.py: error:", result.stderr)
 
+    def test_of_a_process(self):
+        result = self.command("bogus")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertEqual(result.stderr, self.inside("bogus").stderr)
+
     def test_version(self):
-        result = self.command("--version")
-        self.assertEqual((result.returncode, result.stdout, result.stderr),
-                         (0, "claude_gateway %s\n" % gw.__version__, ""))
+        """Of the file itself too: the other tests run its bytecode."""
+        for file in (GATEWAY_FILE, compiled_gateway()):
+            result = self.run_words([sys.executable, file, "--version"])
+            self.assertEqual((result.returncode, result.stdout, result.stderr),
+                             (0, "claude_gateway %s\n" % gw.__version__, ""))
 
     def test_help_names_every_option(self):
         result = self.command("--help")
@@ -196,7 +206,7 @@ class FindConfigFileTest(FolderTest):
 
     def used(self, *arguments, **environ):
         """The file that ``check`` says it used."""
-        return self.command("check", *arguments, **environ).stdout.split("\n")[0]
+        return self.inside("check", *arguments, **environ).stdout.split("\n")[0]
 
     @unittest.skipIf(ON_WINDOWS, "the folder there is APPDATA")
     def test_each_place_gives_way_to_the_ones_before(self):
@@ -237,7 +247,7 @@ class FindConfigFileTest(FolderTest):
         for arguments, environ in ((["--config", "no.json"], {}),
                                    ([], {"CLAUDE_GATEWAY_CONFIG": "no.json"})):
             with self.subTest(arguments=arguments):
-                result = self.command("check", *arguments, **environ)
+                result = self.inside("check", *arguments, **environ)
                 self.assertEqual((result.returncode, result.stdout, result.stderr),
                                  (2, "", "claude_gateway: no.json: No such file or directory\n"))
 
@@ -348,7 +358,7 @@ class OpenFileTest(FolderTest):
     @unittest.skipIf(ON_WINDOWS, "no such bits there")
     def test_check_tells(self):
         path = self.write("c.json", self.WITH_KEY, 0o644)
-        result = self.command("check", "--config", path)
+        result = self.inside("check", "--config", path)
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: %s: holds secrets" % path, result.stdout + result.stderr)
 
@@ -375,7 +385,7 @@ class SecretOptionTest(FolderTest):
                                   ("file:/no/such", "cannot read /no/such "
                                                     "(No such file or directory)")):
                 with self.subTest(option=option, text=text):
-                    result = self.command("check", option, text)
+                    result = self.inside("check", option, text)
                     self.assertEqual((result.returncode, result.stderr),
                                      (2, "claude_gateway: %s: %s\n" % (option, problem)))
 
@@ -469,7 +479,7 @@ class PrecedenceTest(FolderTest):
         client = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8045", "ANTHROPIC_API_KEY": "MARKED",
                   "ANTHROPIC_AUTH_TOKEN": "MARKED", "ANTHROPIC_MODEL": "MARKED"}
         with_them = self.command("check", **client)
-        self.assertEqual(with_them.stdout, self.command("check").stdout)
+        self.assertEqual(with_them.stdout, self.inside("check").stdout)
         self.assertEqual((with_them.returncode, with_them.stderr), (0, ""))
 
 
@@ -528,9 +538,9 @@ class StartupFaultTest(FolderTest):
             (["--port", "9001", "--upstream", "http://127.0.0.1:9001"], "itself"),
         ]
         for arguments, hint in table:
-            for command in ("serve", "check"):
+            for command, run in (("serve", self.command), ("check", self.inside)):
                 with self.subTest(command=command, arguments=arguments):
-                    result = self.command(command, *arguments)
+                    result = run(command, *arguments)
                     self.assertEqual(result.returncode, 2)
                     self.assertEqual(result.stderr.count("\n"), 1)
                     self.assertIn(hint, result.stderr)
@@ -554,7 +564,7 @@ class CheckTest(FolderTest):
         self.assertEqual(lines[-2:], ["good", ""])
 
     def test_every_plain_setting_is_shown(self):
-        lines = self.command("check").stdout.split("\n")
+        lines = self.inside("check").stdout.split("\n")
         for row in gw.SETTINGS:
             if row.path not in ("providers", "auth.api_keys"):
                 with self.subTest(row.path):
@@ -564,7 +574,7 @@ class CheckTest(FolderTest):
     def test_bad_has_a_line_a_problem(self):
         self.write("claude_gateway.json", {"hots": 1, "port": "x", "providers": [
             dict(OWN_PROVIDER, accounts=[{"name": "a", "api_key": "${UNSET}"}])]})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual((result.returncode, result.stdout), (2, ""))
         self.assertEqual(sorted(result.stderr.splitlines()), [
             "claude_gateway: hots: unknown key; did you mean host?",
@@ -575,14 +585,14 @@ class CheckTest(FolderTest):
     def test_a_problem_stays_one_line_whatever_the_key(self):
         """A file from elsewhere must not write into the terminal either."""
         self.write("claude_gateway.json", {"a\nb\x1b[2J": 1})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual(result.returncode, 2)
         self.assertEqual(len(result.stderr.splitlines()), 1)
         self.assertNotIn("\x1b", result.stderr)
 
     def test_a_warning_is_told_and_is_good(self):
         self.write("claude_gateway.json", {"providers": [PLAIN_PROVIDER]})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: providers[0].base_url: plain http",
                       result.stdout + result.stderr)
@@ -593,7 +603,7 @@ class CheckTest(FolderTest):
             {"name": "issued", "token": {
                 "token_url": "https://issuer.example/oauth/token?key=MARKED", "client_id": "abc",
                 "refresh_token": "MARKED", "client_secret": "MARKED", "store": "t.json"}}])]})
-        result = self.command("check")
+        result = self.inside("check")
         self.assertEqual(result.returncode, 0)
         self.assertIn("account vault: x-api-key printed by print-my-key\n", result.stdout)
         self.assertIn("account issued: Authorization granted by "
@@ -623,7 +633,7 @@ class CheckTest(FolderTest):
         for arguments in (["check"], ["env"], ["check", "--upstream-key", long, "--api-key", long],
                           ["check", "--host", "0.0.0.0", "--port", "x"]):
             with self.subTest(arguments=arguments):
-                result = self.command(*arguments, KEY=long)
+                result = self.inside(*arguments, KEY=long)
                 self.assertNotIn("MARKED", result.stdout + result.stderr)
 
     def test_output_that_cannot_show_a_mask(self):
@@ -655,7 +665,7 @@ class EnvTest(FolderTest):
         }
         for shell, lines in table.items():
             with self.subTest(shell):
-                result = self.command("env", "--shell", shell, "--port", "9001", "--api-key", "k")
+                result = self.inside("env", "--shell", shell, "--port", "9001", "--api-key", "k")
                 self.assertEqual((result.returncode, result.stdout, result.stderr),
                                  (0, lines % (url, key), ""))
 
@@ -689,7 +699,7 @@ class EnvTest(FolderTest):
 
     def test_a_bad_configuration_is_exit_2(self):
         self.write("claude_gateway.json", {"port": "x"})
-        self.assertEqual(self.command("env").returncode, 2)
+        self.assertEqual(self.inside("env").returncode, 2)
 
 
 class ServeTest(FolderTest):
@@ -722,7 +732,7 @@ class ServeTest(FolderTest):
         config = {"auth": {"api_keys": [secret]}, "log": {"level": "debug"}, "providers": [
             dict(OWN_PROVIDER, base_url="http://127.0.0.1:1",
                  accounts=[{"name": "a", "api_key": secret}])]}
-        with GatewayProcess(config) as gateway:
+        with GatewayProcess(config, constants={"BACKOFF_SECONDS": 0.02}) as gateway:
             body = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
             for path in ("/v1/messages", "/v1/other", "/nowhere"):
                 answer = exchange(gateway.port, "POST", path, [("x-api-key", secret)], body)
@@ -854,11 +864,12 @@ class ReloadTest(FolderTest):
                 gateway.reload(gw.Config.from_dict({"host": "0.0.0.0"}))
             self.assertEqual(self.post(gateway.port).status, 200)
 
-    def changed_while_running(self, tell):
+    def changed_while_running(self, tell, **constants):
         """Serves account a from a file, then b; ``tell`` makes the process notice."""
         with ScriptedUpstream() as upstream:
             path = self.write("claude_gateway.json", self.settings(upstream, "a"))
-            with GatewayProcess(args=["--config", path, "--port", "0"]) as gateway:
+            with GatewayProcess(args=["--config", path, "--port", "0"],
+                                constants=constants) as gateway:
                 self.assertEqual(self.post(gateway.port).header("x-account-email"), "a")
                 with open(path, "w", encoding="utf-8") as file:
                     file.write('{"port": 0, "providers": [{"name": ')
@@ -872,7 +883,7 @@ class ReloadTest(FolderTest):
                 self.assertEqual(gateway.stop(), 0)
 
     def test_a_changed_file_is_read(self):
-        self.changed_while_running(lambda gateway: None)
+        self.changed_while_running(lambda gateway: None, FILE_LOOK_SECONDS=0.1)
 
     @unittest.skipUnless(hasattr(signal, "SIGHUP"), "this system has no SIGHUP")
     def test_sighup_reads_it(self):
@@ -990,7 +1001,8 @@ class StopTest(FolderTest):
             while os.write(writer, b"x" * 4096):
                 pass
         os.set_blocking(writer, True)
-        with self.serving(stdout=subprocess.DEVNULL, stderr=writer) as (process, port):
+        with self.serving(stdout=subprocess.DEVNULL, stderr=writer,
+                          constants={"LOG_FLUSH_SECONDS": 0.2}) as (process, port):
             os.close(writer)
             for _ in range(3):
                 self.assertEqual(exchange(port, "GET", "/nowhere").status, 404)

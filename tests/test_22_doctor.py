@@ -9,17 +9,18 @@ import sys
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 import claude_gateway as gw
 from tests.running import running_gateway
 from tests.support import ScriptedUpstream
 from tests.support import error_body
+from tests.support import free_port
 from tests.support import json_response
 from tests.support import make_tls_material
 from tests.test_20_command_line import FolderTest
 from tests.test_20_command_line import ON_LINUX
 from tests.test_20_command_line import ON_WINDOWS
-from tests.test_20_command_line import free_port
 
 SECRET = "sk-ant-MARKED-0123456789-tail"
 
@@ -284,8 +285,8 @@ ok    client        ANTHROPIC_BASE_URL points here; nothing contradicts it
         self.upstream.__enter__()
         self.addCleanup(self.upstream.__exit__, None, None, None)
 
-    def doctor(self, *arguments, url=None, provider=(), **environ):
-        """(exit code, output) of the program for one account."""
+    def doctor(self, *arguments, url=None, provider=(), run=None, **environ):
+        """(exit code, output) for one account, inside this process or as `run` runs it."""
         if self.upstream is None:
             self.start_upstream()
         where = url or self.upstream.url
@@ -293,7 +294,7 @@ ok    client        ANTHROPIC_BASE_URL points here; nothing contradicts it
         path = self.write("own.json", {"port": self.port, "providers": [
             dict(row, **dict(provider))]})
         environ.setdefault("ANTHROPIC_BASE_URL", "http://127.0.0.1:%d" % self.port)
-        result = self.command("doctor", "--config", path, *arguments, **environ)
+        result = (run or self.inside)("doctor", "--config", path, *arguments, **environ)
         self.assertEqual(result.stderr, "")
         self.assertNotIn("MARKED", result.stdout)
         text = re.sub(r"(python +).*", r"\1PYTHON", result.stdout, count=1)
@@ -315,20 +316,28 @@ class DoctorTest(ProgramTest):
     """Whole outputs."""
 
     def test_all_well(self):
-        self.assertEqual(self.doctor(), (0, self.GOOD))
+        self.assertEqual(self.doctor(run=self.command), (0, self.GOOD))
         self.assertEqual(self.upstream.requests[0].target, "/v1/messages/count_tokens")
         self.assertEqual(len(self.upstream.requests), 1)
 
     def test_port_taken(self):
-        with socket.socket() as holder:
-            holder.bind(("127.0.0.1", self.port))
-            holder.listen(1)
-            holder.settimeout(0)
-            code, text = self.doctor()
+        with ScriptedUpstream() as holder:
+            self.port = holder.port
+            code, text = self.doctor(run=self.command)
         text = re.sub("held by (process|another).*", "held by HOLDER", text)
         self.expect((code, text), 1, {"port": (
             "FAIL  port          127.0.0.1:PORT is held by HOLDER\n"
             "        mend: python3 claude_gateway.py --port PORT+1\n")}, "9 ok, 0 warn, 1 FAIL")
+
+    def test_port_taken_by_one_that_says_nothing(self):
+        with socket.socket() as holder, mock.patch.object(gw, "STATUS_SECONDS", 0.1):
+            holder.bind(("127.0.0.1", self.port))
+            holder.listen(1)
+            doctor = gw.Doctor(config_of(port=self.port), {}, time.time, lambda text: None)
+            self.addCleanup(doctor.close)
+            finding, = doctor._look_at_port()
+        self.assertEqual(finding.level, "FAIL")
+        self.assertRegex(finding.text, r"127\.0\.0\.1:%d is held by (process|another)" % self.port)
 
     @unittest.skipUnless(ON_LINUX, "the holder is learnt from /proc")
     def test_a_holder_whose_name_is_no_text(self):
@@ -460,7 +469,7 @@ class DoctorTest(ProgramTest):
 
     def test_a_configuration_that_cannot_be_read(self):
         path = self.write("bad.json", {"prot": 1})
-        result = self.command("doctor", "--config", path, "--shell", "cmd")
+        result = self.inside("doctor", "--config", path, "--shell", "cmd")
         self.assertEqual(result.returncode, 1)
         self.assertEqual(result.stdout.split("\n", 1)[1], (
             "FAIL  config        prot: unknown key; did you mean port?\n"
@@ -499,7 +508,7 @@ class HandshakeTest(CertificateTest):
         self.assertEqual(code, 0)
 
     def test_not_trusted(self):
-        code, lines = self.tls_line()
+        code, lines = self.tls_line(run=self.command)
         self.assertEqual(code, 1)
         self.assertIn("the certificate of 127.0.0.1 is not trusted", lines[0])
         self.assertEqual(self.upstream.requests, [], "no credential is sent")

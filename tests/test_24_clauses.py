@@ -43,7 +43,7 @@ class SelftestTest(FolderTest):
         self.assertTrue(all(text.endswith((".", "*.")) for text in words), words)
 
     def test_quiet_tells_the_sum_alone(self):
-        result = self.command("selftest", "--quiet")
+        result = self.inside("selftest", "--quiet")
         self.assertEqual((result.returncode, result.stdout.count("\n")), (0, 1))
 
     def test_a_clause_broken_on_purpose_fails_and_is_exit_1(self):
@@ -63,7 +63,8 @@ class SelftestTest(FolderTest):
              "A clean body leaves byte for byte as it came."),
         ]
         for name, owner, attribute, broken, words in table:
-            with self.subTest(name), unittest.mock.patch.object(owner, attribute, broken):
+            with self.subTest(name), unittest.mock.patch.object(owner, attribute, broken), \
+                    unittest.mock.patch.object(gw, "SELFTEST_SECONDS", 1):
                 code, rows, total = selftest()
                 self.assertEqual(code, 1)
                 self.assertEqual(rows[words][0], "FAIL")

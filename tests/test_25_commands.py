@@ -19,17 +19,17 @@ import unittest.mock
 import claude_gateway as gw
 from tests import shim
 from tests.running import running_gateway
-from tests.support import GATEWAY_FILE
 from tests.support import Gate
 from tests.support import GatewayProcess
 from tests.support import ScriptedUpstream
 from tests.support import WAIT_SECONDS
 from tests.support import error_body
 from tests.support import exchange
+from tests.support import free_port
+from tests.support import gateway_command
 from tests.support import json_response
 from tests.test_20_command_line import FolderTest
 from tests.test_20_command_line import ON_WINDOWS
-from tests.test_20_command_line import free_port
 
 COMMANDS = ["check", "doctor", "env", "init", "selftest", "serve", "status"]
 
@@ -53,7 +53,7 @@ class HelpTest(FolderTest):
     def test_help_of_a_command_has_its_options_and_an_example(self):
         for name, told in gw.COMMAND_TEXTS.items():
             with self.subTest(name):
-                result = self.command(name, "--help")
+                result = self.inside(name, "--help")
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertIn("usage: claude_gateway.py " + name, result.stdout)
                 self.assertIn("claude_gateway.py %s" % name, result.stdout.split("examples:")[1])
@@ -69,20 +69,20 @@ class HelpTest(FolderTest):
                         gw.parse_options(example.split())
 
     def test_help_may_stand_first(self):
-        self.assertEqual(self.command("--help", "doctor").stdout,
-                         self.command("doctor", "-h").stdout)
+        self.assertEqual(self.inside("--help", "doctor").stdout,
+                         self.inside("doctor", "-h").stdout)
 
     def test_an_option_of_another_command_is_wrong_usage(self):
         for arguments in (["check", "--json"], ["--offline"], ["status", "--shell", "cmd"],
                           ["env", "--quiet"], ["check", "other.json"]):
             with self.subTest(arguments):
-                result = self.command(*arguments)
+                result = self.inside(*arguments)
                 self.assertEqual((result.returncode, result.stdout), (2, ""))
 
     def test_a_wrong_line_is_told_without_its_values_and_controls(self):
         for argument, told in (("--apikey=MARKED", "--apikey=***"), ("--a\x1b[2J", "--a\\x1b[2J"),
                                ("--upstream_key=MARKED=", "--upstream_key=***")):
-            result = self.command("serve", argument)
+            result = self.inside("serve", argument)
             self.assertEqual((result.returncode, result.stderr.split("\n")[1]), (
                 2, "claude_gateway.py: error: unrecognized arguments: " + told))
 
@@ -95,7 +95,7 @@ class HelpTest(FolderTest):
                           ["doctor", "--offline"], ["check"], ["env"]):
             with self.subTest(arguments):
                 result = subprocess.run(
-                    [sys.executable, GATEWAY_FILE] + arguments, cwd=self.work, timeout=60,
+                    gateway_command(*arguments), cwd=self.work, timeout=60,
                     env=self.environment(PYTHONIOENCODING="cp1252:strict"),
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                 result.stdout.decode("cp1252")
@@ -110,12 +110,12 @@ class ControlsTest(FolderTest):
     NAME = "own\x1b]0;x\x07\x9b.json"
 
     def test_check_init_and_the_banner(self):
-        result = self.command("init", self.NAME)
+        result = self.inside("init", self.NAME)
         self.assertEqual((result.returncode, self.controls(result)), (0, ""))
         path = self.write(self.NAME, {"port": 0, "providers": [{
             "name": "p", "base_url": "http://127.0.0.1:9", "accounts": [
                 {"name": "a", "key_command": ["print\x1b[2J\x9b", "x"]}]}]})
-        result = self.command("check", "--config", self.NAME)
+        result = self.inside("check", "--config", self.NAME)
         self.assertEqual((result.returncode, self.controls(result)), (0, ""))
         self.assertIn("printed by print\\x1b[2J\\x9b\n", result.stdout)
         with GatewayProcess(args=["--config", path]) as gateway:
@@ -237,12 +237,12 @@ class InitTest(FolderTest):
             self.assertEqual(upstream.requests[0].header("x-api-key"), "my-key")
 
     def test_it_means_what_the_defaults_mean(self):
-        self.command("init")
+        self.inside("init")
         self.assertEqual(self.load("--config", os.path.join(self.work, "claude_gateway.json")),
                          gw.Config.from_dict({}))
 
     def test_every_setting_is_written_or_pointed_to(self):
-        told = self.command("init").stdout
+        told = self.inside("init").stdout
         with open(os.path.join(self.work, "claude_gateway.json"), encoding="utf-8") as file:
             settings = json.load(file)
         for row in gw.SETTINGS:
@@ -262,7 +262,7 @@ class InitTest(FolderTest):
                     self.assertTrue(written or row.path in line.split(", "))
 
     def test_options_are_written_secrets_are_not(self):
-        result = self.command("init", "other.json", "--port", "9000", "--log-level", "debug",
+        result = self.inside("init", "other.json", "--port", "9000", "--log-level", "debug",
                               "--upstream-key", "MARKED", "--api-key", "MARKED")
         self.assertEqual(result.returncode, 0)
         with open(os.path.join(self.work, "other.json"), encoding="utf-8") as file:
@@ -273,28 +273,28 @@ class InitTest(FolderTest):
         self.assertIn("python3 claude_gateway.py check --config other.json\n", result.stdout)
 
     def test_the_upstream_is_written(self):
-        self.assertEqual(self.command("init", "--upstream", "https://own.example/api").returncode, 0)
-        result = self.command("check")
+        self.assertEqual(self.inside("init", "--upstream", "https://own.example/api").returncode, 0)
+        result = self.inside("check")
         self.assertEqual(result.returncode, 0)
         self.assertIn("\nprovider anthropic: https://own.example/api\n", result.stdout)
 
     def test_what_check_would_refuse_is_not_written(self):
         for words in (["--port", "99999"], ["--host", ""], ["--upstream", "own.example"]):
             with self.subTest(words):
-                result = self.command("init", *words)
+                result = self.inside("init", *words)
                 self.assertEqual((result.returncode, result.stdout), (2, ""))
                 self.assertNotIn("Traceback", result.stderr)
         self.assertFalse(os.path.exists(os.path.join(self.work, "claude_gateway.json")))
 
     @unittest.skipIf(ON_WINDOWS, "no such bits there")
     def test_the_owner_alone_may_read_it(self):
-        self.command("init")
+        self.inside("init")
         mode = os.stat(os.path.join(self.work, "claude_gateway.json")).st_mode
         self.assertEqual(stat.S_IMODE(mode), 0o600)
 
     def test_an_existing_file_is_never_touched(self):
         path = self.write("claude_gateway.json", "mine")
-        result = self.command("init")
+        result = self.inside("init")
         self.assertEqual((result.returncode, result.stdout, result.stderr), (
             1, "", "claude_gateway: claude_gateway.json exists already; nothing was written\n"))
         with open(path, encoding="utf-8") as file:
@@ -303,13 +303,13 @@ class InitTest(FolderTest):
     @unittest.skipIf(ON_WINDOWS, "links need rights there")
     def test_nor_what_a_dangling_link_points_to(self):
         os.symlink("elsewhere.json", os.path.join(self.work, "claude_gateway.json"))
-        self.assertEqual(self.command("init").returncode, 1)
+        self.assertEqual(self.inside("init").returncode, 1)
         self.assertFalse(os.path.exists(os.path.join(self.work, "elsewhere.json")))
 
     def test_faults_are_one_line(self):
         for name, code in (("no/such/folder.json", 1), ("a.toml", 2)):
             with self.subTest(name):
-                result = self.command("init", name)
+                result = self.inside("init", name)
                 self.assertEqual((result.returncode, result.stdout), (code, ""))
                 self.assertEqual(result.stderr.count("\n"), 1)
 
@@ -340,7 +340,7 @@ class StatusTest(FolderTest):
     def status(self, response, *arguments):
         with ScriptedUpstream(respond=lambda request: response) as upstream:
             port = upstream.url.rsplit(":", 1)[1]
-            result = self.command("status", "--port", port, *arguments)
+            result = self.inside("status", "--port", port, *arguments)
             return result, upstream.requests, upstream.url
 
     def test_table(self):
@@ -392,7 +392,7 @@ all              7         1       900    12345
             connection.send(b"220 mail.example ESMTP\r\n")
 
         with ScriptedUpstream(greet) as upstream:
-            result = self.command("status", "--port", upstream.url.rsplit(":", 1)[1])
+            result = self.inside("status", "--port", upstream.url.rsplit(":", 1)[1])
         self.assertEqual((result.returncode, result.stderr.count("\n")), (1, 1))
         self.assertIn("does not speak http", result.stderr)
 
@@ -511,10 +511,13 @@ class InterruptTest(FolderTest):
             gate.open()
             connection.wait_closed("the command's end")
 
+        # A shell has those that it starts with & ignore it, and they all whom they start.
+        self.addCleanup(signal.signal, signal.SIGINT,
+                        signal.signal(signal.SIGINT, signal.default_int_handler))
         with ScriptedUpstream(script) as upstream:
             process = subprocess.Popen(
-                [sys.executable, GATEWAY_FILE, "status", "--port",
-                 upstream.url.rsplit(":", 1)[1]], cwd=self.work, env=self.environment(),
+                gateway_command("status", "--port", upstream.url.rsplit(":", 1)[1]),
+                cwd=self.work, env=self.environment(),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             gate.wait("the command to ask")
             process.send_signal(signal.SIGINT)

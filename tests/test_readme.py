@@ -42,7 +42,7 @@ class CommandTest(unittest.TestCase):
         words = shlex.split(line)
         body = words[words.index("-d") + 1]
         path = words[2][len("http://127.0.0.1:8045"):]
-        with support.GatewayProcess(args=["--demo"]) as gateway:
+        with support.GatewayProcess(args=["--demo"], python=sys.executable) as gateway:
             answer = support.exchange(gateway.port, "POST", path,
                                       [("content-type", "application/json")], body.encode())
             self.assertEqual(answer.status, 200)
@@ -55,7 +55,7 @@ class CommandTest(unittest.TestCase):
         for language, shell in table.items():
             with self.subTest(shell), tempfile.TemporaryDirectory() as empty:
                 result = subprocess.run(
-                    [sys.executable, support.GATEWAY_FILE, "env", "--shell", shell],
+                    support.gateway_command("env", "--shell", shell),
                     cwd=empty, env={"HOME": empty, "PATH": os.environ["PATH"]}, timeout=30,
                     stdout=subprocess.PIPE, check=True, universal_newlines=True)
                 self.assertEqual(result.stdout, blocks(language)[0])

@@ -24,9 +24,10 @@ from tests.running import provider
 from tests.running import running_gateway
 from tests.support import GATEWAY_FILE
 from tests.support import PROJECT_DIRECTORY
+from tests.support import compiled_gateway
 
 with open(GATEWAY_FILE, encoding="utf-8") as _file:
-    TREE = ast.parse(_file.read())
+    SOURCE = _file.read()
 
 
 class Seen:
@@ -58,10 +59,18 @@ class NamesTest(unittest.TestCase):
     # By function: those that stand in the branch for other systems.
     ALLOWED = {("kill_group", "killpg"), ("kill_group", "SIGKILL")}
 
+    @classmethod
+    def setUpClass(cls):
+        cls.tree = ast.parse(SOURCE)
+
+    @classmethod
+    def tearDownClass(cls):
+        del cls.tree  # hundreds of thousands of objects
+
     def test_names(self):
         modules = {"os", "signal", "socket", "select", "time", "subprocess"}
         found = set()
-        for function in ast.walk(TREE):
+        for function in ast.walk(self.tree):
             if isinstance(function, ast.FunctionDef):
                 for node in ast.walk(function):
                     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -71,13 +80,13 @@ class NamesTest(unittest.TestCase):
         self.assertEqual(found, self.ALLOWED)
 
     def test_modules(self):
-        names = {alias.name for node in ast.walk(TREE) if isinstance(node, ast.Import)
+        names = {alias.name for node in ast.walk(self.tree) if isinstance(node, ast.Import)
                  for alias in node.names}
         self.assertEqual(names & {"fcntl", "grp", "pwd", "resource", "termios"}, {"fcntl"})
 
     def test_files_are_opened_with_their_encoding(self):
         """Without it they are read in the code page of the machine."""
-        for node in ast.walk(TREE):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open":
                 modes = [argument.value for argument in node.args[1:2]]
                 self.assertTrue("b" in "".join(modes) or "encoding" in {
@@ -147,7 +156,7 @@ class ShimTest(unittest.TestCase):
                            '"owner": "\u2192 \u00fc", "models": ["\u0142\u00f3d\u017a"]}], "x\u0142": 1}')
             for arguments in (["check", "--config", path], ["env", "--config", path], ["--help"]):
                 with self.subTest(arguments[0]):
-                    done = self.run_without_posix(GATEWAY_FILE, *arguments)
+                    done = self.run_without_posix(compiled_gateway(), *arguments)
                     self.assertNotIn(b"Traceback", done.stderr)
                     self.assertNotEqual(done.stdout + done.stderr, b"")
                     (done.stdout + done.stderr).decode("cp1252")
