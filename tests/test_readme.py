@@ -19,6 +19,7 @@ import unittest
 
 import claude_gateway as gw
 from tests import running
+from tests import shim
 from tests import support
 
 ROOT = support.PROJECT_DIRECTORY
@@ -282,7 +283,7 @@ class ConfigurationTest(unittest.TestCase):
             result = subprocess.run(
                 [sys.executable, support.GATEWAY_FILE, "check"], cwd=folder, timeout=30,
                 env=dict(kept, HOME=folder, **{name: "sample-" + name for name in names}),
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding=shim.console_encoding())
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         self.assertIn("account team", result.stdout)
 
