@@ -88,6 +88,7 @@ import json
 import math
 import operator
 import os
+import platform
 import random
 import re
 import select
@@ -14326,7 +14327,9 @@ def argument_parser(command: str = "") -> argparse.ArgumentParser:
     if command != "selftest":
         add_configuration_options(parser.add_argument_group(
             "which gateway, and how it is configured"))
-    parser.add_argument("--version", action="version", version="claude_gateway " + __version__)
+    parser.add_argument("--version", action="store_true", help="which version this is")
+    parser.add_argument("--verbose", action="store_true",
+                        help="with --version: Python, platform, this file and its SHA-256, too")
     return parser
 
 
@@ -14367,6 +14370,28 @@ def add_configuration_options(group: Any) -> None:
                        help="an upstream inside the process: no key, no network")
 
 
+def version_lines(verbose: bool) -> list[str]:
+    """What ``--version`` prints; ``verbose`` adds what a report of a fault should hold.
+
+    The sum is of the file as it stands on disk, by a program that is in that file: it
+    tells one release from another, and nothing of a file that somebody has tampered with.
+    """
+    lines = ["claude_gateway " + __version__]
+    if verbose:
+        path = os.path.abspath(__file__)
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+        except OSError as error:
+            digest = "unknown: " + reason_of(error)  # it was taken away, or is within an archive
+        lines += ["python %s %s (%s)" % (platform.python_implementation(),
+                                         platform.python_version(), sys.executable),
+                  "platform " + platform.platform(),
+                  "file " + path,
+                  "sha256 " + digest]
+    return lines
+
+
 def parse_options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     """The command line; ends the program with 2 and a line where it is wrong."""
     parser = argument_parser()
@@ -14380,6 +14405,12 @@ def parse_options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     if options.help:
         say(argument_parser(options.command or "").format_help().rstrip("\n"))
         raise SystemExit(EXIT_GOOD)
+    if options.version:
+        for line in version_lines(options.verbose):
+            say(escape_controls(line))
+        raise SystemExit(EXIT_GOOD)
+    if options.verbose:
+        parser.error("--verbose goes with --version; --log-level debug makes serve tell more")
     options.command = command
     return options
 

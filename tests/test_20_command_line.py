@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -176,6 +178,8 @@ class WrongUsageTest(FolderTest):
             ("unknown auth mode", ["--auth", "open"]),
             ("unknown shell", ["env", "--shell", "tcsh"]),
             ("option without its value", ["--config"]),
+            ("verbose without version", ["--verbose"]),
+            ("verbose serve", ["serve", "--demo", "--verbose"]),
         ]
         for name, arguments in table:
             with self.subTest(name):
@@ -194,6 +198,28 @@ class WrongUsageTest(FolderTest):
             result = self.run_words([sys.executable, file, "--version"])
             self.assertEqual((result.returncode, result.stdout, result.stderr),
                              (0, "claude_gateway %s\n" % gw.__version__, ""))
+
+    def test_version_told_at_length(self):
+        with open(GATEWAY_FILE, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        expected = [
+            "claude_gateway " + gw.__version__,
+            "python %s %s (%s)" % (platform.python_implementation(), platform.python_version(),
+                                   sys.executable),
+            "platform " + platform.platform(),
+            "file " + os.path.abspath(GATEWAY_FILE),
+            "sha256 " + digest,
+        ]
+        for arguments in (["--version", "--verbose"], ["--verbose", "--version"],
+                          ["check", "--verbose", "--version"]):
+            with self.subTest(arguments=arguments):
+                result = self.command(*arguments)
+                self.assertEqual((result.returncode, result.stderr), (0, ""))
+                self.assertEqual(result.stdout.splitlines(), expected)
+
+    def test_version_is_told_where_the_file_has_gone(self):
+        with unittest.mock.patch.object(gw, "__file__", os.path.join(self.work, "gone.py")):
+            self.assertEqual(gw.version_lines(True)[-1], "sha256 unknown: No such file or directory")
 
     def test_help_names_every_option(self):
         result = self.command("--help")
