@@ -213,7 +213,7 @@ class WrongUsageTest(FolderTest):
         for arguments in (["--version", "--verbose"], ["--verbose", "--version"],
                           ["check", "--verbose", "--version"]):
             with self.subTest(arguments=arguments):
-                result = self.command(*arguments)
+                result = self.run_words([sys.executable, GATEWAY_FILE, *arguments])
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertEqual(result.stdout.splitlines(), expected)
 
