@@ -98,6 +98,7 @@ PROGRAMS = ("bash", "curl", "docker", "git", "http-check", "launchctl", "py", "p
 # Each of those -> what runs it, or why nothing can.
 COMMANDS = {
     "python3 claude_gateway.py env": ENV,
+    "python3 -m claude_gateway --port 8045": (HERE, "CommandTest.test_as_a_module_it_serves_as_well"),
     "python3 claude_gateway.py check": (HERE, "ConfigurationTest.test_the_example_passes_check"),
     "python3 claude_gateway.py [COMMAND] [OPTIONS]":
         ("tests/test_20_command_line.py", "ParserTest.test_every_command_has_its_function"),
@@ -203,6 +204,17 @@ class CommandTest(unittest.TestCase):
         with support.GatewayProcess() as gateway:  # with --port 0
             self.assertEqual(support.exchange(gateway.port, "GET", "/healthz").status, 200)
             self.assertEqual(gateway.stop(), 0)
+
+    def test_as_a_module_it_serves_as_well(self):
+        with tempfile.TemporaryDirectory() as folder:
+            words = [sys.executable, "-m", "claude_gateway", "--port", "0", "--demo"]
+            with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                  universal_newlines=True, env=dict(
+                                      os.environ, HOME=folder, PYTHONPYCACHEPREFIX=folder)) as process:
+                line = process.stdout.readline()
+                process.terminate()
+                process.communicate(timeout=30)
+        self.assertRegex(line, r"listening on http://127\.0\.0\.1:\d+$")
 
     @unittest.skipIf(os.name == "nt", "the lines are for a POSIX shell")
     def test_the_three_sums_are_the_same(self):
