@@ -392,7 +392,9 @@ def process(*arguments):
     environ = {name: value for name, value in os.environ.items()
                if not name.startswith("CLAUDE_GATEWAY_") and not name.lower().endswith("_proxy")}
     child = subprocess.Popen([sys.executable, *arguments], env=environ, stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, universal_newlines=True)
+                             stdout=subprocess.PIPE, encoding="utf-8",
+                             # The gateway writes as its console would have it; ports are ASCII.
+                             errors="replace")
     try:
         yield child
     finally:
