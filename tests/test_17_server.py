@@ -6,6 +6,7 @@ Requests as bytes, good and bad, are in test_17_corpus.py.
 import contextlib
 import errno
 import os
+import queue
 import selectors
 import socket
 import sys
@@ -116,42 +117,100 @@ class FramingTest(unittest.TestCase):
                              [b"%d" % size for size in range(20)])
 
 
-class TakenLock:
-    """A lock that somebody has, and that writes down how long it is waited for."""
-
-    def __init__(self):
-        self.taken = True
-        self.waits = []
-
-    def acquire(self, timeout):
-        self.waits.append(timeout)
-        return not self.taken
-
-    def release(self):
-        self.taken = False
-
-
 class TurnsTest(unittest.TestCase):
 
     def setUp(self):
         self.turns = gw.Turns()
-        self.lock = self.turns._lock = TakenLock()
         self.turns._wanted = True
+        self.waits = []
+
+    def taken(self):
+        """What take gives while the gates of those who wait open for nobody."""
+        waits = self.waits
+
+        class Shut(gw.Waiter):
+            def __init__(self, came_at):
+                super().__init__(came_at)
+                self.gate = unittest.mock.Mock()
+                self.gate.acquire = lambda timeout: bool(waits.append(timeout))
+
+        with unittest.mock.patch.object(gw, "Waiter", Shut):
+            return self.turns.take()
+
+    def sleeper(self):
+        """A thread that waits; gives the function that tells what it got."""
+        got = queue.Queue()
+        count = len(self.turns._waiting)
+        threading.Thread(target=lambda: got.put(self.turns.take()), daemon=True).start()
+        support.eventually(lambda: len(self.turns._waiting) > count, "a thread that waits")
+        return lambda: got.get(timeout=10)
 
     def test_one_that_is_stuck_is_waited_for_once(self):
         """Not at each read of each client: streams would go at 20 events a second."""
+        self.assertTrue(self.taken())
         for _ in range(5):
-            self.assertFalse(self.turns.take())
-        self.assertEqual(self.lock.waits, [gw.TURN_SECONDS] + [0] * 4)
+            self.assertFalse(self.taken())
+        self.assertEqual(self.waits, [gw.TURN_SECONDS])
+        self.assertEqual(len(self.turns._waiting), 0)
 
     def test_after_its_end_turns_are_waited_for_again(self):
-        self.assertFalse(self.turns.take())
+        self.assertTrue(self.taken())
+        self.assertFalse(self.taken())
         self.turns.end()
-        self.lock.taken = True
-        self.assertFalse(self.turns.take())
-        self.assertEqual(self.lock.waits, [gw.TURN_SECONDS] * 2)
-        self.lock.taken = False
+        self.assertTrue(self.taken())
+        self.assertFalse(self.taken())
+        self.assertEqual(self.waits, [gw.TURN_SECONDS] * 2)
+
+    def test_who_waits_has_it_when_it_ends(self):
         self.assertTrue(self.turns.take())
+        with unittest.mock.patch.object(gw, "TURN_SECONDS", 60):
+            got = self.sleeper()
+            self.turns.end()
+            self.assertTrue(got())
+        self.turns.end()
+        self.assertTrue(self.turns.take())
+
+    def test_nobody_is_passed_for_ever(self):
+        """Who works and asks again at once may pass the sleepers so often and no more."""
+        self.assertTrue(self.turns.take())
+        with unittest.mock.patch.object(gw, "TURN_SECONDS", 60):
+            sleepers = [self.sleeper() for _ in range(3)]
+            first = self.turns._waiting[0]
+            passes = 0
+            # Its gate stays shut, as if it were slow to wake.
+            with unittest.mock.patch.object(first, "gate", threading.Lock()):
+                while not first.given:
+                    self.turns.end()
+                    if not first.given:
+                        self.assertTrue(self.turns.take())
+                        passes += 1
+            self.assertEqual(passes, gw.MAX_PASSES * 3)
+            first.gate.release()
+            self.assertTrue(sleepers[0]())
+            for sleeper in sleepers[1:]:
+                self.turns.end()
+                self.assertTrue(sleeper())
+        self.assertEqual(len(self.turns._waiting), 0)
+
+    def test_many_threads_each_alone_in_its_turn(self):
+        inside, most, done = [], [], queue.Queue()
+
+        def work():
+            for _ in range(300):
+                if self.turns.take():
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+                    self.turns.end()
+            done.put(True)
+
+        with unittest.mock.patch.object(gw, "TURN_SECONDS", 60):
+            for _ in range(16):
+                threading.Thread(target=work, daemon=True).start()
+            for _ in range(16):
+                done.get(timeout=60)
+        self.assertEqual(max(most), 1)
+        self.assertEqual(len(most), 16 * 300)
 
 
 class SpareTest(unittest.TestCase):
