@@ -123,6 +123,7 @@ from typing import NamedTuple
 from typing import NoReturn
 from typing import Optional
 from typing import Sequence
+from typing import Tuple
 from typing import Union
 
 __all__ = ["Config", "ConfigError", "Gateway"]
@@ -1939,7 +1940,7 @@ def _bounded(numeral: str) -> str:
 
 
 def _bounded_int(numeral: str) -> int:
-    return int(_bounded(numeral))
+    return int(numeral if len(numeral) <= MAX_NUMERAL_DIGITS else _bounded(numeral))
 
 
 def _bounded_float(numeral: str) -> float:
@@ -1974,52 +1975,48 @@ def parsed_bytes(data: bytes) -> int:
             + 32 * data.count(b","))
 
 
-class JsonPart(NamedTuple):
-    """A member of an object or an element of a list, with its place in the text.
+# A member of an object, or an element of a list with None for its key: key, value,
+# and where the value's text begins and ends.
+JsonPart = Tuple[Optional[str], Any, int, int]
+KEY_AND_VALUE = operator.itemgetter(0, 1)
+# What stands before the first value and before each other one, and the bracket behind the
+# last: a key without escapes costs one look.  The group of a list, its key, never takes part.
+MEMBER = r'%s[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
+JSON_OBJECT = re.compile(MEMBER % r"\{"), re.compile(MEMBER % r"[ \t\n\r]*,"), "}"
+JSON_LIST = (re.compile(r"\[[ \t\n\r]*(?![\] \t\n\r])((?!))?"),
+             re.compile(r"[ \t\n\r]*,[ \t\n\r]*((?!))?"), "]")
 
-    ``key`` is None in a list.  The part's own text, white space included, is
-    ``first`` to ``last``; its value's is ``start`` to ``end``.
+
+def json_parts(text: str, at: int) -> tuple[list[JsonPart], int]:
+    """The parts of the object or list that begins at ``at``, and where its closing bracket is.
+
+    Decoded at C speed.  Raises ValueError.
     """
-
-    key: Optional[str]
-    value: Any
-    first: int
-    start: int
-    end: int
-    last: int
-
-
-def json_parts(text: str, at: int) -> Iterator[JsonPart]:
-    """The parts of the object or list that begins at ``at``, decoded at C speed.
-
-    Raises ValueError.  The closing bracket stands at the last part's ``last``.
-    """
-    closing = "}" if text[at] == "{" else "]"
-    first = at + 1
-    end = json_space(text, first)
-    if text[end:end + 1] == closing:
-        return
+    before, before_next, closing = JSON_OBJECT if text[at] == "{" else JSON_LIST
+    parts: list[JsonPart] = []
+    end = at
     while True:
-        key, start = json_key(text, first) if closing == "}" else (None, json_space(text, first))
-        value, end = JSON_DECODER.raw_decode(text, start)
-        last = end if text[end:end + 1] in (",", closing) else json_space(text, end)
-        yield JsonPart(key, value, first, start, end, last)
-        if text[last:last + 1] == closing:
-            return
-        if text[last:last + 1] != ",":
-            raise ValueError("a comma is missing at character %d" % last)
-        first = last + 1
-
-
-# A key without escapes, its colon and what space there is: one look instead of four.
-PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
+        match = before.match(text, end)
+        if match is not None:
+            key, start = match.group(1), match.end()
+        else:  # the end, as a rule
+            last = json_space(text, end if parts else at + 1)
+            stop = text[last:last + 1]
+            if stop == closing:
+                return parts, last
+            if parts and stop != ",":
+                raise ValueError("a comma is missing at character %d" % last)
+            key, start = json_key(text, last + 1 if parts else last)
+        try:
+            value, end = JSON_DECODER.scan_once(text, start)
+        except StopIteration as error:
+            raise json.JSONDecodeError("Expecting value", text, error.value) from None
+        parts.append((key, value, start, end))
+        before = before_next
 
 
 def json_key(text: str, at: int) -> tuple[str, int]:
     """The key of an object's member that begins at ``at``, and where its value does."""
-    match = PLAIN_KEY.match(text, at)
-    if match is not None:
-        return match.group(1), match.end()
     start = json_space(text, at)
     if text[start:start + 1] != '"':
         raise ValueError("a key is missing at character %d" % start)
@@ -2065,64 +2062,40 @@ class JsonDocument:
     An edit splices what has changed into the text; everything else keeps its
     bytes.  Linear in the size of the document.
 
-    >>> JsonDocument.parse(b'{"n": 1.50, "model":"a"}').with_value("model", "b").data
+    >>> document = JsonDocument.parse(b'{"n": 1.50, "model":"a"}')
+    >>> document.spelled(dict(document.values, model="b"))
     b'{"n": 1.50, "model":"b"}'
     """
 
-    __slots__ = ("data", "_text", "_at", "members")
+    __slots__ = ("data", "values", "parts", "_text", "_at", "_end")
 
-    def __init__(self, data: bytes, text: str, at: int, parts: dict[str, JsonPart]) -> None:
-        self.data = data
-        self._text = text
-        self._at = at
-        self.members = parts
-
-    @classmethod
-    def parse(cls, data: bytes) -> "JsonDocument":
+    def __init__(self, data: bytes) -> None:
         """Raises ValueError for what is not a JSON object in UTF-8, or has a key twice.
 
         A key that stands twice is refused: we would look at one value and the
         upstream might take the other.
         """
         try:
-            text = data.decode("utf-8")
+            self._text = text = data.decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError("the body is not UTF-8") from None
-        at = json_space(text, 0)
+        self._at = at = 0 if text[:1] == "{" else json_space(text, 0)
         if text[at:at + 1] != "{":
             raise ValueError("the body is not a JSON object")
-        parts: dict[str, JsonPart] = {}
-        closing = json_space(text, at + 1)
         try:
-            for part in json_parts(text, at):
-                assert part.key is not None
-                if part.key in parts:
-                    raise ValueError("the key %s stands twice" % json.dumps(part.key[:40]))
-                parts[part.key] = part
-                closing = part.last
+            self.parts, closing = json_parts(text, at)
         except RecursionError:
             raise ValueError("the JSON is nested too deeply") from None
-        if json_space(text, closing + 1) != len(text):
+        self.data = data
+        # All top-level values: not to be changed, nor what is in it.
+        self.values: dict[str, Any] = dict(map(KEY_AND_VALUE, self.parts))
+        if len(self.values) < len(self.parts):
+            keys = [part[0] for part in self.parts]
+            raise ValueError("the key %s stands twice" % json.dumps(
+                next(key for key in keys if keys.count(key) > 1)[:40]))
+        self._end = closing + 1
+        if self._end != len(text) and json_space(text, self._end) != len(text):
             raise ValueError("something follows the JSON object")
-        return cls(data, text, at, parts)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.members
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a top-level key."""
-        part = self.members.get(key)
-        return default if part is None else part.value
-
-    def values(self) -> dict[str, Any]:
-        """All top-level values; objects and lists in it are the document's own."""
-        return {key: part.value for key, part in self.members.items()}
-
-    def with_value(self, key: str, value: Any) -> JsonDocument:
-        """The document with another value for a key that it has; the same one if equal."""
-        if json.dumps(self.members[key].value) == json.dumps(value):
-            return self  # as JSON, since to Python 1, 1.0 and True are equal
-        return JsonDocument.parse(self.spelled(dict(self.values(), **{key: value})))
 
     def spelled(self, values: Mapping[str, Any]) -> bytes:
         """The bytes of the document with these top-level values and no others.
@@ -2130,24 +2103,18 @@ class JsonDocument:
         Objects and lists that are the document's own keep their bytes; of an
         :class:`Edited` object the members that stay do; the rest is spelled anew.
         """
-        own = self.values()
-        if list(values) == list(own) and all(is_same(values[key], own[key]) for key in own):
+        own = self.values
+        if values is own or list(values) == list(own) and all(
+                is_same(values[key], own[key]) for key in own):
             return self.data
         speller = Speller(self._text)
-        speller.note(own, self._at, list(self.members.values()))
+        speller.note(own, self._at, self.parts)
         for key, old in own.items():
             if isinstance(old, list) and isinstance(values.get(key), list) and (
                     values[key] is not old):
                 speller.place_elements(old, values[key])
         middle = speller.spell(Edited(own, values))
-        return (self._text[:self._at] + middle + self._text[self._end():]).encode("utf-8")
-
-    def _end(self) -> int:
-        """Where the object ends in the text."""
-        closing = json_space(self._text, self._at + 1)
-        for part in self.members.values():
-            closing = part.last
-        return closing + 1
+        return (self._text[:self._at] + middle + self._text[self._end:]).encode("utf-8")
 
 
 def is_same(new: Any, old: Any) -> bool:
@@ -2174,17 +2141,16 @@ class Speller:
     def place(self, value: Any, start: int) -> list[JsonPart]:
         """Note where the parts of an object or list of the document stand; and give them."""
         known = self._parts.get(start)
-        return known or self.note(value, start, list(json_parts(self._text, start)))
+        return known or self.note(value, start, json_parts(self._text, start)[0])
 
     def note(self, value: Any, start: int, parts: list[JsonPart]) -> list[JsonPart]:
         """The same where the parts are known."""
         self._starts[id(value)] = start
         self._parts[start] = parts
-        for index, part in enumerate(parts):
-            below = value[index] if part.key is None else value[part.key]
+        for index, (key, _, begins, ends) in enumerate(parts):
+            below = value[index] if key is None else value[key]
             if isinstance(below, (dict, list)):
-                self._starts[id(below)] = part.start
-                self._ends[id(below)] = part.end
+                self._starts[id(below)], self._ends[id(below)] = begins, ends
         return parts
 
     def place_elements(self, old: list, new: list) -> None:
@@ -2215,58 +2181,59 @@ class Speller:
 
     def _splice(self, value: Edited) -> str:
         """An object with the text of its origin where its members are the origin's."""
-        origin, segments, seen = value.origin, [], set()
+        text, origin, segments = self._text, value.origin, []
+        last = self._starts[id(origin)]
         # Of a key that stands twice the last one counts, as it does in the value.
-        last = {part.key: part for part in self.place(origin, self._starts[id(origin)])}
-        for part in last.values():
-            assert part.key is not None
-            if part.key not in value:
+        places = {}
+        for key, _, start, end in self.place(origin, last):
+            first, last = last + 1, json_space(text, end)
+            places[key] = first, start, end, last
+        for key, (first, start, end, last) in places.items():
+            if key not in value:
                 continue
-            seen.add(part.key)
-            new = value[part.key]
-            if is_same(new, origin[part.key]):
-                segments.append(self._text[part.first:part.last])
+            new = value[key]
+            if is_same(new, origin[key]):
+                segments.append(text[first:last])
             else:
-                if isinstance(origin[part.key], list):
-                    self.place(origin[part.key], part.start)
-                segments.append(self._text[part.first:part.start] + self.spell(new)
-                                + self._text[part.end:part.last])
+                if isinstance(origin[key], list):
+                    self.place(origin[key], start)
+                segments.append(text[first:start] + self.spell(new) + text[end:last])
         segments.extend("%s:%s" % (json.dumps(key), self.spell(new))
-                        for key, new in value.items() if key not in seen)
+                        for key, new in value.items() if key not in places)
         return "{%s}" % ",".join(segments)
 
 
 # ---- 7. Anthropic messages ---------------------------------------------------
 
 
-def validate_message_request(document: JsonDocument) -> None:
+def validate_message_request(values: Mapping[str, Any]) -> None:
     """What is certain about a request to /v1/messages; the rest is the upstream's to judge.
 
     Raises RequestError(400) in the words of contract section 6.
     """
     for key in ("model", "messages"):
-        if key not in document:
+        if key not in values:
             raise RequestError(400, "Missing required field: %s" % key)
-    model = document.get("model")
+    model, messages = values["model"], values["messages"]
     if not isinstance(model, str) or not model:
         raise RequestError(400, "model: must be a non-empty string")
     if len(model) > MAX_MODEL_CHARS:
         raise RequestError(400, "model: longer than %d characters" % MAX_MODEL_CHARS)
-    messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError(400, "messages: must be a non-empty list")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise RequestError(400, "messages.%d: must be an object" % index)
+    kinds = list(map(type, messages))
+    if kinds.count(dict) < len(kinds):
+        index = next(index for index, kind in enumerate(kinds) if kind is not dict)
+        raise RequestError(400, "messages.%d: must be an object" % index)
 
 
 def parse_message_request(body: bytes) -> JsonDocument:
     """A body of /v1/messages, parsed and validated.  Raises RequestError(400)."""
     try:
-        document = JsonDocument.parse(body)
+        document = JsonDocument(body)
     except ValueError as error:
         raise RequestError(400, "invalid JSON: %s" % error) from None
-    validate_message_request(document)
+    validate_message_request(document.values)
     return document
 
 
@@ -11371,7 +11338,7 @@ class Engine:
     def forward_message(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/messages and its count_tokens."""
         document = parse_message_request(self._needed_body(exchange))
-        body = exchange.body = document.values()
+        body = exchange.body = document.values
         exchange.spell = document.spelled
         model = exchange.record.model = body["model"]
         counts = exchange.record.route == "count_tokens"
@@ -11403,7 +11370,7 @@ class Engine:
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""
         try:
-            values = JsonDocument.parse(self._needed_body(exchange)).values()
+            values = JsonDocument(self._needed_body(exchange)).values
         except ValueError as error:
             raise RequestError(400, "invalid JSON: %s" % error) from None
         assert isinstance(exchange.door, ChatDoor)
@@ -13204,7 +13171,7 @@ class DemoUpstream:
         document = parse_message_request(request.read_body())
         if request.path == "/v1/messages/count_tokens":
             return json_response(200, {"input_tokens": demo_tokens(document.data.decode("utf-8"))})
-        text = demo_text(document.get("messages"))
+        text = demo_text(document.values.get("messages"))
         order = DEMO_ORDER.search(text)
         name, argument, json_text = order.groups() if order else ("", None, None)
         if name in DEMO_STATUSES:
@@ -13217,7 +13184,7 @@ class DemoUpstream:
             return HttpResponse(200, [("Content-Type", "text/html")], b"<h1>Log in</h1>")
         events = demo_events(document, text, self._new_id(), (name, argument, json_text))
         headers = [("request-id", self._new_id())]
-        if document.get("stream") is True:
+        if document.values.get("stream") is True:
             return HttpResponse(200, [("Content-Type", "text/event-stream"), *headers],
                                 self._stream(events, name))
         if name in ("cut", "error"):
@@ -13268,7 +13235,7 @@ def demo_text(messages: Sequence[Any]) -> str:
 
 def demo_tool(document: JsonDocument, order: Sequence[Optional[str]]) -> Optional[dict]:
     """The tool_use block that ``demo:tool NAME {json}`` asks for, where that tool is offered."""
-    tools = document.get("tools")
+    tools = document.values.get("tools")
     names = [tool.get("name") for tool in tools if isinstance(tool, dict)] if isinstance(
         tools, list) else []
     if order[0] != "tool" or order[1] not in names:
@@ -13284,7 +13251,7 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
                 order: Sequence[Optional[str]]) -> list[dict]:
     """A whole message as the events of its stream."""
     tool = demo_tool(document, order)
-    thinking = document.get("thinking")
+    thinking = document.values.get("thinking")
     blocks: list[tuple[dict, list[dict]]] = []
     if isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive"):
         blocks.append(({"type": "thinking", "thinking": "", "signature": ""}, [
@@ -13302,7 +13269,7 @@ def demo_events(document: JsonDocument, text: str, message_id: str,
                        [{"type": "input_json_delta", "partial_json": json.dumps(tool["input"])}]))
     usage = {"input_tokens": demo_tokens(document.data.decode("utf-8")), "output_tokens": 1}
     start = {"id": "msg_" + message_id, "type": "message", "role": "assistant",
-             "model": document.get("model"), "content": [], "stop_reason": None,
+             "model": document.values.get("model"), "content": [], "stop_reason": None,
              "stop_sequence": None, "usage": usage}
     return events_of_blocks(start, blocks, "tool_use" if tool is not None else "end_turn",
                             demo_tokens(answer))

@@ -59,7 +59,7 @@ class SelftestTest(FolderTest):
              "set."),
             ("the guard", gw, "browser_refusal", lambda *a: "",
              "A page from elsewhere and a foreign Host are refused with 403."),
-            ("the body", gw.JsonDocument, "get", lambda self, name, default=None: None,
+            ("the body", gw.JsonDocument, "spelled", lambda self, values: gw.plain_json(values),
              "A clean body leaves byte for byte as it came."),
         ]
         for name, owner, attribute, broken, words in table:
