@@ -3323,13 +3323,13 @@ def is_warmup(messages: Sequence[Any]) -> bool:
 
     Blocks that are reminders as a whole do not count; anything but text does.
     """
-    newest = messages[-1]
-    if not is_message(newest) or newest["role"] != "user":
+    role, content = messages[-1].get("role"), messages[-1].get("content")
+    if role != "user" or not isinstance(content, (str, list)):
         return False
-    if isinstance(newest["content"], str):
-        return newest["content"].strip() == "Warmup"
+    if isinstance(content, str):
+        return content.strip() == "Warmup"
     texts = []
-    for block in newest["content"]:
+    for block in content:
         if block_type(block) != "text" or not isinstance(block.get("text"), str):
             return False
         text = block["text"].strip()
@@ -3387,8 +3387,6 @@ def events_of_blocks(
 
 SESSION_HEADER = "x-claude-code-session-id"
 SESSION_IN_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,64})$")
-# json.dumps with any option builds an encoder for each call (5 us).
-SORTED_JSON = json.JSONEncoder(sort_keys=True)
 
 
 def conversation_key(headers: Headers, body: Body) -> str:
@@ -3412,20 +3410,21 @@ def conversation_key(headers: Headers, body: Body) -> str:
     first = next((message.get("content") for message in body["messages"]
                   if message.get("role") == "user"), None)
     try:
-        text = SORTED_JSON.encode([bare_content(body.get("system")), bare_content(first)])
+        # An encoder of JSON that sorts its keys took 5 us more.
+        opening = repr((bare_content(body.get("system")), bare_content(first)))
     except RecursionError:
         return ""  # nested as deep as may be: no conversation that a person holds
-    return "#" + hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+    return "#" + hashlib.sha256(opening.encode("utf-8")).hexdigest()[:32]
 
 
 def bare_content(content: Any) -> Any:
-    """Content without cache marks, which move; a string is its one text block."""
+    """Content without cache marks, which move, in one order; a string is its one text block."""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [[("text", content), ("type", "text")]]
     if not isinstance(content, list):
         return content
-    return [without_keys(block, "cache_control") if isinstance(block, dict) else block
-            for block in content]
+    return [sorted(without_keys(block, "cache_control").items()) if isinstance(block, dict)
+            else block for block in content]
 
 
 # -- background tasks
