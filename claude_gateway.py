@@ -10673,6 +10673,8 @@ def plain_path(path: str) -> tuple[str, bool]:
     >>> plain_path("/claude_api/v1/v1/messages")
     ('/v1/messages', True)
     """
+    if path in ROUTES:
+        return path, False
     if path == PATH_PREFIX or path.startswith(PATH_PREFIX + "/"):
         path = path[len(PATH_PREFIX):] or "/"
     if path.startswith("/v1/v1/"):
@@ -10894,6 +10896,14 @@ class Exchange:
     # Set when it goes upstream: what is sent, and the calls for it.
     plan: Plan
     attempts: Attempts
+    heartbeat: Optional[Heartbeat] = None
+    may_resend = True
+    # The message request that goes upstream, and how its edits are spelled.
+    body: Optional[Body] = None
+    spell: Callable[[Body], bytes] = staticmethod(plain_json)
+    door: Door = MESSAGES_DOOR
+    # Where they hang on the provider's model: body and door by provider.
+    readings: Mapping[str, tuple[Body, Door]] = {}
 
     def __init__(self, request: HttpRequest, request_id: str, record: RequestRecord,
                  began: float, served: Served) -> None:
@@ -10905,25 +10915,18 @@ class Exchange:
         self.live = LiveRequest(record, began)
         # What was in force when it came: a reload does not disturb it.
         self.served = served
-        self.heartbeat: Optional[Heartbeat] = None
         self.path, self.doubled = plain_path(request.path)
         self.routes = find_routes(self.path)
         self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
-        self.may_resend = True
-        # The message request that goes upstream, how its edits are spelled, and what
-        # was done to it for everybody.
-        self.body: Optional[Body] = None
-        self.spell: Callable[[Body], bytes] = plain_json
+        # What was done to the body for everybody.
         self.edits: list[str] = []
-        self.door: Door = MESSAGES_DOOR
-        # Where they hang on the provider's model: body and door by provider.
-        self.readings: dict[str, tuple[Body, Door]] = {}
         # The client's credentials that are not gateway keys, as header pairs.
         self.own_credentials: list[tuple[str, str]] = []
 
     def turn_to(self, provider: Provider) -> None:
         """From now on it is this provider's answer that counts."""
-        self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
+        if self.readings:
+            self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
 
     @property
     def watch(self) -> Watch:
@@ -10938,6 +10941,59 @@ class Exchange:
         return any(key.key.reveal() in text for key in self.served.config.auth.api_keys)
 
 
+class Spoken(NamedTuple):
+    """What a provider calls a model, what that is without a suffix that asks for thinking,
+    and whether it had one."""
+
+    model: str
+    stem: str
+    thinks: bool
+
+    @property
+    def rules_model(self) -> str:
+        """The id by whose rules it is spoken to: its own, with the suffix if that is meant."""
+        return self.model + (THINKING_SUFFIX if self.thinks else "")
+
+
+def spoken_model(provider: Provider, asked: str) -> Spoken:
+    """What a provider calls the model that a client asks for.
+
+    An id that the provider lists or maps by name is called so.  Beside Claude's
+    own ids the suffix works on names that are mapped to one of them.  What names
+    no model is only passed on.
+    """
+    stem, thinks = asked, False
+    if not asked:
+        return Spoken("", "", False)
+    if asked not in provider.models and asked not in provider.model_map:
+        alias = without_suffix(asked)
+        mapped = provider.mapped(alias) if alias not in ("", asked) else None
+        if mapped is not None and model_generation(mapped) is not None:
+            stem, thinks = alias, True
+        else:
+            stem, thinks = split_thinking(asked)
+    return Spoken(provider.upstream_model(stem), stem, thinks)
+
+
+class Routed:
+    """Who may serve a model, and as what: the same for each request under one configuration.
+
+    ``spoken`` and ``models`` are by provider, ``candidates`` by whether the client has
+    a credential of its own.
+    """
+
+    __slots__ = ("providers", "spoken", "models", "candidates")
+
+    def __init__(self, providers: Sequence[Provider], model: str) -> None:
+        self.providers = providers
+        self.spoken = {provider.name: spoken_model(provider, model) for provider in providers}
+        self.models = {name: spoken.model for name, spoken in self.spoken.items()}
+        own = {provider.name: candidates(provider, model) for provider in providers}
+        self.candidates = {has_own: [
+            candidate for provider in usable_providers(providers, has_own)
+            for candidate in own[provider.name]] for has_own in (False, True)}
+
+
 class Served:
     """What a configuration makes the engine serve; replaced as a whole by a reload."""
 
@@ -10948,29 +11004,24 @@ class Served:
         self.models = [model_listing(model, provider.owned_by, provider.name)
                        for provider in config.providers if provider.enabled
                        for model in provider.models]
-        # By model; names are clients', so that they are bounded.
-        self._providers: dict[str, list[Provider]] = {}
-        self._candidates: dict[tuple[str, float, str], list[Candidate]] = {}
+        # By model and route; names are clients', so that they are bounded.
+        self._routed: dict[tuple[str, str], Routed] = {}
 
-    def providers(self, model: str) -> list[Provider]:
-        """Which may serve a model, in order (:func:`candidate_providers`)."""
-        found = self._providers.get(model)
+    def routed(self, model: str, route: str = "messages") -> Routed:
+        """Who may serve a model; where tokens are counted, or a path is only passed on, fewer."""
+        found = self._routed.get((model, route))
         if found is None:
-            if len(self._providers) >= MAX_ROUTED_MODELS:
-                self._providers.clear()
-            found = self._providers[model] = candidate_providers(self.config, model)
+            if len(self._routed) >= MAX_ROUTED_MODELS:
+                self._routed.clear()
+            found = self._routed[model, route] = Routed(self._providers(model, route), model)
         return found
 
-    def candidates(self, provider: Provider, model: str) -> list[Candidate]:
-        """Its accounts that may serve a model (:func:`candidates`)."""
-        # Within a configuration a routed provider differs by its priority alone.
-        key = provider.name, provider.priority, model
-        found = self._candidates.get(key)
-        if found is None:
-            if len(self._candidates) >= MAX_ROUTED_MODELS:
-                self._candidates.clear()
-            found = self._candidates[key] = candidates(provider, model)
-        return found
+    def _providers(self, model: str, route: str) -> list[Provider]:
+        if route == "passage":
+            return [provider for provider in self.config.providers
+                    if provider.enabled and provider.type == "anthropic"][:1]
+        return [provider for provider in candidate_providers(self.config, model)
+                if route != "count_tokens" or provider.count_tokens == "upstream"]
 
 
 class Prepared(NamedTuple):
@@ -11003,76 +11054,56 @@ def prepared(
     spell: Callable[[Body], bytes],
     body: Body,
     provider: Provider,
+    spoken: Spoken,
     collect: str,
     thinking: str = "",
 ) -> Prepared:
     """What a provider is sent of a body; a clean one leaves byte for byte.
 
-    ``spell`` gives the bytes of a body; ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is
-    used instead of the provider's own setting of that rule.
+    ``spell`` gives the bytes of a body; ``spoken`` is what the provider calls its model;
+    ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is used
+    instead of the provider's own setting of that rule.
     """
-    before, asked, edits = body, body["model"], []
-    stem, wants_thinking = stem_for(provider, asked)
-    model = provider.upstream_model(stem)
-    if wants_thinking:
+    before, (model, stem, thinks), edits = body, spoken, []
+    if thinks:
         # What the model that answers takes, where that can be told.
         body = with_thinking(body, stem if model_generation(model) is None else model)
         edits.append("thinking_suffix")
-    if model != asked:
+    if model != body["model"]:
         body = dict(body, model=model)
         edits.append("model")
     profile = dict(provider.sanitize, thinking=thinking) if thinking else provider.sanitize
     body, rules = sanitized(body, profile)
-    refused = [name for name in provider.refused_fields
-               if profile["unknown_fields"] and name in body]
-    if refused:
-        body = without_keys(body, *refused)
-        rules.append("unknown_fields")
+    betas: tuple[str, ...] = ()
+    if profile["unknown_fields"]:
+        refused = [name for name in provider.refused_fields if name in body]
+        if refused:
+            body = without_keys(body, *refused)
+            rules.append("unknown_fields")
+            betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
     collects = before.get("stream") is not True and (
         collect == "always" or collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))
     if collects:
         body = dict(body, stream=True)
         edits.append("collect")
-    betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
     return Prepared(spell(body), model, (*edits, *rules), collects, betas)
-
-
-def stem_for(provider: Provider, asked: str) -> tuple[str, bool]:
-    """An id without a suffix that asks a provider for thinking, and whether it had it.
-
-    An id that the provider lists or maps by name is called so.  Beside Claude's
-    own ids the suffix works on names that are mapped to one of them.
-    """
-    if asked in provider.models or asked in provider.model_map:
-        return asked, False
-    alias = without_suffix(asked)
-    mapped = provider.mapped(alias) if alias not in ("", asked) else None
-    if mapped is not None and model_generation(mapped) is not None:
-        return alias, True
-    return split_thinking(asked)
-
-
-def rules_model(provider: Provider, asked: str) -> str:
-    """The id by whose rules a provider is spoken to: its own, with the suffix if that is meant."""
-    stem, wants_thinking = stem_for(provider, asked)
-    return provider.upstream_model(stem) + (THINKING_SUFFIX if wants_thinking else "")
 
 
 def asks_above(body: Body, limit: int) -> bool:
     """Whether max_tokens is a number above a limit."""
     tokens = body.get("max_tokens")
-    return isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > limit
+    return type(tokens) is int and tokens > limit  # not isinstance(): true is no number
 
 
 class Plan(NamedTuple):
-    """What may be sent where: the providers in order, and each one's target and bytes.
+    """What may be sent where: to whom, and each one's target and bytes.
 
     Fixed before the first call: ``bodies`` maps a provider's name to what it is
     sent.  ``whole`` answers are collected and must be JSON objects;
     a request that is not ``repeatable`` is sent again only if surely not done.
     """
 
-    providers: Sequence[Provider]
+    routed: Routed
     model: str
     path: str
     bodies: Mapping[str, Prepared]
@@ -11438,15 +11469,16 @@ class Engine:
             body = dict(body, model=background)
             model = background
             exchange.edits.append("background_model")
-        providers = exchange.served.providers(model)
+        routed = exchange.served.routed(model)
         collect = "never" if counts else exchange.served.config.stream.collect
-        bodies = {provider.name: self._prepared(exchange, body, provider, collect)
-                  for provider in providers}
+        bodies = {provider.name: self._prepared(
+            exchange, body, provider, routed.spoken[provider.name], collect)
+                  for provider in routed.providers}
         if not counts:
-            return self._attempts(exchange, Plan(providers, model, exchange.path, bodies))
-        counted_as = bodies[providers[0].name].model if providers else model
-        counting = [provider for provider in providers if provider.count_tokens == "upstream"]
-        if providers and not counting:
+            return self._attempts(exchange, Plan(routed, model, exchange.path, bodies))
+        counted_as = next(iter(routed.models.values()), model)
+        counting = exchange.served.routed(model, "count_tokens")
+        if routed.providers and not counting.providers:
             return self._answer_estimate(exchange, counted_as)
         response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
         if not has_no_count(response):
@@ -11464,10 +11496,10 @@ class Engine:
         door = exchange.door.owned(exchange)
         asked = parse_fields(values)
         model = exchange.record.model = asked["model"]
-        providers = exchange.served.providers(model)
+        routed = exchange.served.routed(model)
         # An alias says nothing of what the model behind it takes: read once for each such model.
-        rules = {provider.name: (rules_model(provider, model), provider.preset == "anthropic")
-                 for provider in providers}
+        rules = {provider.name: (routed.spoken[provider.name].rules_model,
+                                 provider.preset == "anthropic") for provider in routed.providers}
         chats = {rule: translate_chat(values, door.recall, *rule)
                  for rule in dict.fromkeys(rules.values() or [(model, False)])}
         chat = next(iter(chats.values()))
@@ -11481,9 +11513,9 @@ class Engine:
         if chat.stream:
             self._keep_alive(exchange)
         bodies = {provider.name: self._prepared(
-            exchange, chats[rules[provider.name]].body, provider, "never")
-                  for provider in providers}
-        return self._attempts(exchange, Plan(providers, model, "/v1/messages", bodies))
+            exchange, chats[rules[provider.name]].body, provider,
+            routed.spoken[provider.name], "never") for provider in routed.providers}
+        return self._attempts(exchange, Plan(routed, model, "/v1/messages", bodies))
 
     def _needed_body(self, exchange: Exchange) -> bytes:
         """The body of a request that must have one, from a key that may make it now."""
@@ -11511,11 +11543,11 @@ class Engine:
             settings.ping_seconds, self._monotonic)
 
     @staticmethod
-    def _prepared(exchange: Exchange, body: Body, provider: Provider, collect: str,
-                  thinking: str = "") -> Prepared:
+    def _prepared(exchange: Exchange, body: Body, provider: Provider, spoken: Spoken,
+                  collect: str, thinking: str = "") -> Prepared:
         """See :func:`prepared`; JSON so deep that it parsed only just is the client's fault."""
         try:
-            return prepared(exchange.spell, body, provider, collect, thinking)
+            return prepared(exchange.spell, body, provider, spoken, collect, thinking)
         except RecursionError:
             raise RequestError(400, "invalid JSON: the JSON is nested too deeply") from None
 
@@ -11562,16 +11594,15 @@ class Engine:
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
         self._check_rate(exchange)
-        provider = next((provider for provider in exchange.served.config.providers
-                         if provider.enabled and provider.type == "anthropic"), None)
-        if provider is None:
+        routed = exchange.served.routed("", "passage")
+        if not routed.providers:
             raise NoUsableAccount("no provider is enabled that could take this path")
         body: Optional[bytes] = self._body(exchange)
         headers = exchange.request.headers
         if not body and "content-length" not in headers and "transfer-encoding" not in headers:
             body = None
         return self._attempts(exchange, Plan(
-            [provider], "", exchange.path, {provider.name: Prepared(body)}, whole=False,
+            routed, "", exchange.path, {routed.providers[0].name: Prepared(body)}, whole=False,
             repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
@@ -11587,16 +11618,17 @@ class Engine:
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
-        providers = usable_providers(plan.providers, bool(exchange.own_credentials))
-        if plan.providers and not providers:
+        has_own, providers = bool(exchange.own_credentials), plan.routed.providers
+        found = plan.routed.candidates[has_own]
+        if not found and providers and not usable_providers(providers, has_own):
             raise RequestError(
                 401, "provider %s has no account here and the request brought no credential of "
-                     "its own (an x-api-key or Authorization header)" % plan.providers[0].name,
+                     "its own (an x-api-key or Authorization header)" % providers[0].name,
                 CHALLENGE)
         config = exchange.served.config
         exchange.plan = plan
         exchange.attempts = attempts = Attempts(
-            self.accounts, self._wanted(exchange, plan, providers), config.routing, config.retry,
+            self.accounts, self._wanted(exchange, plan, found), config.routing, config.retry,
             self._monotonic, self._chance)
         failures: list[Failure] = []
         while True:
@@ -11613,15 +11645,13 @@ class Engine:
             failures.append(result)
 
     @staticmethod
-    def _wanted(exchange: Exchange, plan: Plan, providers: Sequence[Provider]) -> Wanted:
+    def _wanted(exchange: Exchange, plan: Plan, found: Sequence[Candidate]) -> Wanted:
         """What the request wants of the pool; a conversation matters where there is a choice."""
-        found = [candidate for provider in providers
-                 for candidate in exchange.served.candidates(provider, plan.model)]
         session = ""
         if exchange.served.config.routing.sticky and len(found) > 1 and exchange.body:
             session = conversation_key(exchange.request.headers, exchange.body)
-        models = {provider.name: plan.bodies[provider.name].model for provider in providers}
-        return Wanted(found, session, plan.model, models, exchange.record.route in MESSAGE_ROUTES)
+        return Wanted(found, session, plan.model, plan.routed.models,
+                      exchange.record.route in MESSAGE_ROUTES)
 
     def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
         """What one lease gives: an answer for the client, or a failure.
@@ -11812,7 +11842,7 @@ class Engine:
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
             body = without_keys(body, "thinking")
-        again = self._prepared(exchange, body, provider,
+        again = self._prepared(exchange, body, provider, plan.routed.spoken[provider.name],
                                exchange.served.config.stream.collect, "drop")
         if again.body == plan.bodies[provider.name].body or "thinking" not in again.edits:
             return False

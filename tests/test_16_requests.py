@@ -74,7 +74,8 @@ class SanitizeTest(RequestCase):
         config = gw.Config.from_dict({"providers": [dict(settings, name="x")]})
         upstream = config.providers[0]._replace(refused_fields=("mcp_servers",))
         document = gw.parse_message_request(json.dumps(saying("hi", mcp_servers=[])).encode())
-        ready = gw.prepared(document.spelled, document.values, upstream, "never")
+        ready = gw.prepared(document.spelled, document.values, upstream,
+                            gw.spoken_model(upstream, document.values["model"]), "never")
         self.assertEqual((ready.drop_betas, b"mcp" in ready.body), (("mcp-client-*",), False))
 
     def test_wrong_settings_are_named(self):
