@@ -73,6 +73,7 @@ from __future__ import annotations
 import argparse
 import base64
 import bisect
+import codecs
 import collections
 import contextlib
 import datetime
@@ -175,6 +176,12 @@ MAX_INFLATED_STEP_BYTES = 1024 * 1024
 
 # One event that the stream tracker assembles; larger ones pass, unobserved.
 MAX_SSE_EVENT_BYTES = 32 * 1024 * 1024
+
+# Documents above this are read through a window of so many bytes, which takes a fifth
+# longer where they are small; in its last characters a key, or white space, may be cut.
+LARGE_JSON_BYTES = 2 * 1024 * 1024
+JSON_WINDOW_BYTES = 256 * 1024
+JSON_EDGE_CHARS = 1024
 
 # CPython refuses int() above 4,300 digits (CVE-2020-10735); older ones take
 # quadratic time instead.
@@ -1985,6 +1992,7 @@ MEMBER = r'%s[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
 JSON_OBJECT = re.compile(MEMBER % r"\{"), re.compile(MEMBER % r"[ \t\n\r]*,"), "}"
 JSON_LIST = (re.compile(r"\[[ \t\n\r]*(?![\] \t\n\r])((?!))?"),
              re.compile(r"[ \t\n\r]*,[ \t\n\r]*((?!))?"), "]")
+JSON_CLOSING = {bracket: re.compile(r"[ \t\n\r]*" + re.escape(bracket)) for bracket in "}]"}
 
 
 def json_parts(text: str, at: int) -> tuple[list[JsonPart], int]:
@@ -2027,6 +2035,126 @@ def json_key(text: str, at: int) -> tuple[str, int]:
     return key, json_space(text, colon + 1)
 
 
+def whole_json_parts(data: bytes) -> tuple[int, list[JsonPart], int]:
+    """A document's object: where it begins in the text, its parts, where it ends.
+
+    Raises ValueError.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("the body is not UTF-8") from None
+    at = 0 if text[:1] == "{" else json_space(text, 0)
+    if text[at:at + 1] != "{":
+        raise ValueError("the body is not a JSON object")
+    try:
+        parts, closing = json_parts(text, at)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    end = closing + 1
+    if end != len(text) and json_space(text, end) != len(text):
+        raise ValueError("something follows the JSON object")
+    return at, parts, end
+
+
+class JsonWindow:
+    """A large document read through a window: of its text only so much is decoded at a time.
+
+    One sign beyond Latin-1 makes two or four bytes of each character of a text, and
+    values beside it as much again: 10 MB took 58, and so they take 30.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._read_bytes = self._passed_chars = self._at = 0
+        self._text = ""
+
+    @property
+    def place(self) -> int:
+        """Where in the text it reads on."""
+        return self._passed_chars + self._at
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the document has been read."""
+        return self._at == len(self._text) and not self._more()
+
+    def _more(self) -> bool:
+        """Have at least twice the text ahead; False at the end.  Raises ValueError (no UTF-8)."""
+        rest = self._text[self._at:]
+        begin, end = self._read_bytes, self._read_bytes + max(JSON_WINDOW_BYTES, 2 * len(rest))
+        if begin >= len(self._data):
+            return False
+        self._text = rest + self._decoder.decode(self._data[begin:end], end >= len(self._data))
+        self._passed_chars += self._at
+        self._at, self._read_bytes = 0, end
+        return True
+
+    def take(self, pattern: re.Pattern[str]) -> Optional[re.Match[str]]:
+        """Read what a pattern matches, if it does: a key or white space, not too long."""
+        # At the edge of the window it may go on.
+        while len(self._text) - self._at < JSON_EDGE_CHARS and self._more():
+            pass
+        match = pattern.match(self._text, self._at)
+        if match is not None:
+            self._at = match.end()
+        return match
+
+    def value(self) -> Any:
+        """Read one value.  Raises StopIteration, ValueError."""
+        while True:
+            try:
+                value, end = JSON_DECODER.scan_once(self._text, self._at)
+            except (StopIteration, ValueError):
+                if not self._more():
+                    raise
+                continue
+            # A numeral at the edge of the window may have more digits.
+            if end < len(self._text) or not self._more():
+                self._at = end
+                return value
+
+    def elements(self) -> Optional[list]:
+        """Read a list that is not empty, one value after the other; None for anything else."""
+        opening, comma, closing = JSON_LIST
+        if self.take(opening) is None:
+            return None
+        found = [self.value()]
+        while self.take(comma) is not None:
+            found.append(self.value())
+        if self.take(JSON_CLOSING[closing]) is None:
+            raise ValueError("a comma is missing")
+        return found
+
+
+def large_json_parts(data: bytes) -> Optional[tuple[int, list[JsonPart], int]]:
+    """The same as whole_json_parts with less memory; None for what is to be read as a whole.
+
+    That is what is not quite as programs write it, and what is broken: the words for it
+    are found there.
+    """
+    window = JsonWindow(data)
+    before, before_next, closing = JSON_OBJECT
+    parts: list[JsonPart] = []
+    try:
+        match = window.take(before)
+        while match is not None:
+            start = window.place
+            value = window.elements()
+            if value is None:
+                value = window.value()
+            parts.append((match.group(1), value, start, window.place))
+            match = window.take(before_next)
+        if window.take(JSON_CLOSING[closing]) is None:
+            return None
+        end = window.place
+        window.take(JSON_SPACE)
+        return (0, parts, end) if parts and window.ended else None
+    except (StopIteration, ValueError, RecursionError):
+        return None
+
+
 class Edited(Dict[str, Any]):
     """A changed copy of an object of a document.
 
@@ -2067,7 +2195,7 @@ class JsonDocument:
     b'{"n": 1.50, "model":"b"}'
     """
 
-    __slots__ = ("data", "values", "parts", "_text", "_at", "_end")
+    __slots__ = ("data", "values", "parts", "_at", "_end")
 
     def __init__(self, data: bytes) -> None:
         """Raises ValueError for what is not a JSON object in UTF-8, or has a key twice.
@@ -2075,27 +2203,15 @@ class JsonDocument:
         A key that stands twice is refused: we would look at one value and the
         upstream might take the other.
         """
-        try:
-            self._text = text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ValueError("the body is not UTF-8") from None
-        self._at = at = 0 if text[:1] == "{" else json_space(text, 0)
-        if text[at:at + 1] != "{":
-            raise ValueError("the body is not a JSON object")
-        try:
-            self.parts, closing = json_parts(text, at)
-        except RecursionError:
-            raise ValueError("the JSON is nested too deeply") from None
         self.data = data
+        large = large_json_parts(data) if len(data) > LARGE_JSON_BYTES else None
+        self._at, self.parts, self._end = large or whole_json_parts(data)
         # All top-level values: not to be changed, nor what is in it.
         self.values: dict[str, Any] = dict(map(KEY_AND_VALUE, self.parts))
         if len(self.values) < len(self.parts):
             keys = [part[0] for part in self.parts]
             raise ValueError("the key %s stands twice" % json.dumps(
                 next(key for key in keys if keys.count(key) > 1)[:40]))
-        self._end = closing + 1
-        if self._end != len(text) and json_space(text, self._end) != len(text):
-            raise ValueError("something follows the JSON object")
 
     def spelled(self, values: Mapping[str, Any]) -> bytes:
         """The bytes of the document with these top-level values and no others.
@@ -2107,14 +2223,15 @@ class JsonDocument:
         if values is own or list(values) == list(own) and all(
                 is_same(values[key], own[key]) for key in own):
             return self.data
-        speller = Speller(self._text)
+        text = self.data.decode("utf-8")
+        speller = Speller(text)
         speller.note(own, self._at, self.parts)
         for key, old in own.items():
             if isinstance(old, list) and isinstance(values.get(key), list) and (
                     values[key] is not old):
                 speller.place_elements(old, values[key])
         middle = speller.spell(Edited(own, values))
-        return (self._text[:self._at] + middle + self._text[self._end:]).encode("utf-8")
+        return (text[:self._at] + middle + text[self._end:]).encode("utf-8")
 
 
 def is_same(new: Any, old: Any) -> bool:

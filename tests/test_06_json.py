@@ -1,7 +1,9 @@
 """Section 6: JSON documents keep every byte that an edit does not mean."""
 
 import json
+import tracemalloc
 import unittest
+import unittest.mock
 
 import claude_gateway as gw
 
@@ -194,6 +196,64 @@ class RefusedTest(unittest.TestCase):
         for data, word in table.items():
             with self.subTest(data=data[:20]):
                 self.assertRaisesRegex(ValueError, word, gw.JsonDocument, data)
+
+
+# Texts for the window: keys, signs of one to four bytes, numerals, nesting and space.
+WINDOWED = [
+    '{"model":"m","messages":[{"role":"user","content":"a✓é😀\\n"},{"n":[1,[2,{}]]}],"x":1}',
+    '{"a":[12345,6.75e10,true,null,"",[]],"b":[],"c":{"d":[1, 2]},"e":-7}',
+    '{ "a" : [ 1 , "two" , { "3" : 4 } ] , "b" : "é" } \n',
+    '{"a":1234567890}',
+]
+# What the window leaves to who reads all, for its words or because it is odd.
+LEFT_ALONE = [
+    "", "{}", " {\"a\":1}", "[1]", '{"a":[1,]}', '{"a":[1 2]}', '{"a":[1}', '{"a":tru}', '{"a":1} x',
+    '{"a":1,}', '{"\\u0061":1}', '{"a":[1]', '{"a":"', '{"a":NaN}', '{"a":[NaN]}',
+]
+
+
+class WindowTest(unittest.TestCase):
+
+    def windows(self):
+        for size in range(1, 60):
+            with unittest.mock.patch.object(gw, "JSON_WINDOW_BYTES", size), \
+                    unittest.mock.patch.object(gw, "JSON_EDGE_CHARS", 20):
+                yield size
+
+    def test_gives_what_reading_all_gives(self):
+        for text in WINDOWED:
+            data = text.encode("utf-8")
+            for size in self.windows():
+                with self.subTest(text=text, size=size):
+                    self.assertEqual(gw.large_json_parts(data), gw.whole_json_parts(data))
+
+    def test_what_is_odd_or_broken_is_left_to_who_reads_all(self):
+        for text in LEFT_ALONE:
+            for size in self.windows():
+                with self.subTest(text=text, size=size):
+                    self.assertIsNone(gw.large_json_parts(text.encode("utf-8")))
+
+    def test_a_cut_sign_is_no_utf_8(self):
+        for size in self.windows():
+            self.assertIsNone(gw.large_json_parts('{"a":["✓"]}'.encode("utf-8")[:-4] + b'"]}'))
+
+    def test_a_large_document_takes_twice_its_size_besides_its_own(self):
+        """Its text as a whole would be two bytes a character for one sign, and then its values."""
+        line = "x = 'a line of somebody\'s program' # ✓\n"
+        data = json.dumps({"model": "m", "messages": [
+            {"role": "user", "content": line * 150} for _ in range(500)]},
+            ensure_ascii=False).encode("utf-8")
+        self.assertGreater(len(data), gw.LARGE_JSON_BYTES)
+        tracemalloc.start()
+        try:
+            document = gw.JsonDocument(data)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        self.assertEqual(len(document.values["messages"]), 500)
+        self.assertLess(peak / len(data), 2.4)
+        edited = document.spelled(dict(document.values, model="other"))
+        self.assertEqual(edited, data.replace(b'"m"', b'"other"', 1))
 
 
 class LoneSurrogateTest(unittest.TestCase):
