@@ -2190,7 +2190,7 @@ class JsonDocument:
     An edit splices what has changed into the text; everything else keeps its
     bytes.  Linear in the size of the document.
 
-    >>> document = JsonDocument.parse(b'{"n": 1.50, "model":"a"}')
+    >>> document = JsonDocument(b'{"n": 1.50, "model":"a"}')
     >>> document.spelled(dict(document.values, model="b"))
     b'{"n": 1.50, "model":"b"}'
     """
