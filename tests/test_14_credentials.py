@@ -122,6 +122,15 @@ PARENT = ("import subprocess, sys\n"
           "subprocess.call([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n")
 
 
+# Prints how many cores it may use, as soon as they are as many as it is told.
+COUNTING_CORES = ("import os, sys, threading\n"
+                  "for _ in range(5000):\n"
+                  "    if len(os.sched_getaffinity(0)) >= int(sys.argv[1]):\n"
+                  "        break\n"
+                  "    threading.Event().wait(0.001)\n"
+                  "print(len(os.sched_getaffinity(0)))\n")
+
+
 class CommandTest(RenewalTest):
 
     def command(self, program, *arguments, **settings):
@@ -204,6 +213,22 @@ class CommandTest(RenewalTest):
         with self.assertRaisesRegex(gw.CredentialError, "could not be started") as raised:
             self.renewal().secret(provider, provider.accounts[0], HERE)
         self.assertNotIn("MARKED", repr(raised.exception))
+
+    @unittest.skipUnless(hasattr(os, "sched_setaffinity"), "threads keep to no core here")
+    def test_it_may_use_all_cores_though_our_threads_keep_to_one(self):
+        allowed = os.sched_getaffinity(0)
+        provider = self.command(COUNTING_CORES, len(allowed))
+        told = []
+
+        def run():
+            os.sched_setaffinity(0, {min(allowed)})
+            told.append(self.renewal().secret(provider, provider.accounts[0], HERE).reveal())
+            told.append(os.sched_getaffinity(0))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(support.WAIT_SECONDS)
+        self.assertEqual(told, [str(len(allowed)), {min(allowed)}])
 
     def test_no_shell_sees_it(self):
         provider = self.provider(key_command=[

@@ -753,6 +753,34 @@ class ServeTest(FolderTest):
         with GatewayProcess(args=["serve", "--demo"]) as gateway:
             self.assertEqual(exchange(gateway.port, "GET", "/healthz").status, 200)
 
+    @unittest.skipUnless(os.path.exists("/proc/self/task") and hasattr(os, "sched_getaffinity"),
+                         "threads keep to no core here")
+    def test_its_threads_keep_to_one_core_and_the_process_may_use_all(self):
+        allowed = os.sched_getaffinity(0)
+        with GatewayProcess(args=["--demo"]) as gateway:
+            with socket.create_connection(("127.0.0.1", gateway.port), WAIT_SECONDS) as client:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                self.assertTrue(client.recv(1))
+                process = gateway.process.pid
+                cores = {int(thread): os.sched_getaffinity(int(thread))
+                         for thread in os.listdir("/proc/%d/task" % process)}
+        self.assertEqual(cores.pop(process), allowed)
+        self.assertGreaterEqual(len(cores), 2)  # who accepts, and who serves this client
+        serving = [own for own in cores.values() if len(own) == 1]
+        self.assertGreaterEqual(len(serving), 2)
+        self.assertEqual(len(set(map(tuple, serving))), 1)
+
+    def test_where_no_core_is_told_or_may_be_chosen_it_serves_all_the_same(self):
+        for name, fault in (("own_core", {"return_value": None}),
+                            ("own_core", {"return_value": 1 << 20})):
+            with unittest.mock.patch.object(gw, name, **fault), gw.one_core():
+                pass
+        if hasattr(os, "sched_getaffinity"):
+            before = os.sched_getaffinity(0)
+            with gw.one_core():
+                self.assertEqual(len(os.sched_getaffinity(0)), 1)
+            self.assertEqual(os.sched_getaffinity(0), before)
+
     def test_no_secret_is_shown(self):
         secret = "sk-ant-MARKED-0123456789-tail"
         config = {"auth": {"api_keys": [secret]}, "log": {"level": "debug"}, "providers": [
