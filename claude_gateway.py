@@ -2006,7 +2006,7 @@ def json_parts(text: str, at: int) -> tuple[list[JsonPart], int]:
     while True:
         match = before.match(text, end)
         if match is not None:
-            key, start = match.group(1), match.end()
+            key, start = match[1], match.end()
         else:  # the end, as a rule
             last = json_space(text, end if parts else at + 1)
             stop = text[last:last + 1]
@@ -2328,19 +2328,19 @@ def validate_message_request(values: Mapping[str, Any]) -> None:
 
     Raises RequestError(400) in the words of contract section 6.
     """
-    for key in ("model", "messages"):
-        if key not in values:
-            raise RequestError(400, "Missing required field: %s" % key)
-    model, messages = values["model"], values["messages"]
+    try:
+        model, messages = values["model"], values["messages"]
+    except KeyError as error:
+        raise RequestError(400, "Missing required field: %s" % error.args) from None
     if not isinstance(model, str) or not model:
         raise RequestError(400, "model: must be a non-empty string")
     if len(model) > MAX_MODEL_CHARS:
         raise RequestError(400, "model: longer than %d characters" % MAX_MODEL_CHARS)
     if not isinstance(messages, list) or not messages:
         raise RequestError(400, "messages: must be a non-empty list")
-    kinds = list(map(type, messages))
-    if kinds.count(dict) < len(kinds):
-        index = next(index for index, kind in enumerate(kinds) if kind is not dict)
+    if set(map(type, messages)) != {dict}:
+        index = next(index for index, message in enumerate(messages)
+                     if not isinstance(message, dict))
         raise RequestError(400, "messages.%d: must be an object" % index)
 
 
@@ -3524,8 +3524,11 @@ def conversation_key(headers: Headers, body: Body) -> str:
             found = (json_object(user_id.encode("utf-8", "replace")) or {}).get("session_id")
         if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
             return found
-    first = next((message.get("content") for message in body["messages"]
-                  if message.get("role") == "user"), None)
+    first = None
+    for message in body["messages"]:
+        if message.get("role") == "user":
+            first = message.get("content")
+            break
     try:
         # An encoder of JSON that sorts its keys took 5 us more.
         opening = repr((bare_content(body.get("system")), bare_content(first)))
@@ -11127,6 +11130,7 @@ class Served:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.auth_mode = config.auth_mode
         self.keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
         self.key_settings = {key.name: key for key in config.auth.api_keys}
         self.models = [model_listing(model, provider.owned_by, provider.name)
@@ -11369,7 +11373,8 @@ class Engine:
         method = "GET" if request.method == "HEAD" else request.method
         route = routes.get(method) if routes is not None else None
         config = exchange.served.config
-        refusal = browser_refusal(request.headers, config.auth_mode == "off", config.cors_origins,
+        is_off = exchange.served.auth_mode == "off"
+        refusal = browser_refusal(request.headers, is_off, config.cors_origins,
                                   config.allowed_hosts, route is not None and route.page)
         if refusal:
             raise RequestError(403, refusal)
@@ -11398,7 +11403,7 @@ class Engine:
                 # A gateway key under some other scheme must not go upstream as
                 # the client's own either; a scheme without a key is nothing.
                 exchange.own_credentials.append((name, value))
-        mode = exchange.served.config.auth_mode
+        mode = exchange.served.auth_mode
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not exchange.record.key:
             raise RequestError(
