@@ -1972,14 +1972,21 @@ def json_space(text: str, at: int) -> int:
     return at if match is None else match.end()
 
 
+OBJECT_START = re.compile(rb'\{["} \t\r\n]')
+
+
 def parsed_bytes(data: bytes) -> int:
     """Roughly what parsing adds to a document's own size: 3 bytes can make an object of 72.
 
     Code within strings costs little here: a quote or a line end in it is escaped.
     """
-    objects = sum(map(data.count, (b'{"', b"{ ", b"{\n", b"{\t", b"{\r")))
-    return (240 * objects + 64 * (data.count(b"{}") + data.count(b"["))
-            + 32 * data.count(b","))
+    objects = data.count(b"{")
+    if objects * 8 < len(data):
+        # A MB takes 0.4 ms, with a count for each pair of bytes 5 ms.  Piece by piece, for
+        # what is found is listed.
+        objects = sum(len(OBJECT_START.findall(data, at, at + READ_BYTES))
+                      for at in range(0, len(data), READ_BYTES))
+    return 240 * objects + 64 * data.count(b"[") + 32 * data.count(b",")
 
 
 # A member of an object, or an element of a list with None for its key: key, value,
