@@ -2227,17 +2227,18 @@ class JsonDocument:
         :class:`Edited` object the members that stay do; the rest is spelled anew.
         """
         own = self.values
-        if values is own or list(values) == list(own) and all(
-                is_same(values[key], own[key]) for key in own):
+        if list(values) == list(own) and all(map(operator.is_, values.values(), own.values())):
             return self.data
         text = self.data.decode("utf-8")
         speller = Speller(text)
-        speller.note(own, self._at, self.parts)
-        for key, old in own.items():
-            if isinstance(old, list) and isinstance(values.get(key), list) and (
-                    values[key] is not old):
-                speller.place_elements(old, values[key])
-        middle = speller.spell(Edited(own, values))
+        changed = [key for key, new in values.items()
+                   if isinstance(new, (dict, list)) and new is not own.get(key)]
+        if changed:  # else only a model or a number, in which nothing of ours can be
+            speller.note(own, self._at, self.parts)
+        for key in changed:
+            if isinstance(own.get(key), list) and isinstance(values[key], list):
+                speller.place_elements(own[key], values[key])
+        middle = speller.splice(own, values, self._at, self.parts)
         return (text[:self._at] + middle + text[self._end:]).encode("utf-8")
 
 
@@ -2295,7 +2296,8 @@ class Speller:
         if end is not None:
             return self._text[self._starts[id(value)]:end]
         if isinstance(value, Edited) and id(value.origin) in self._starts:
-            return self._splice(value)
+            start = self._starts[id(value.origin)]
+            return self.splice(value.origin, value, start, self.place(value.origin, start))
         if isinstance(value, dict):
             return "{%s}" % ",".join("%s:%s" % (json.dumps(key), self.spell(below))
                                      for key, below in value.items())
@@ -2303,27 +2305,28 @@ class Speller:
             return "[%s]" % ",".join(map(self.spell, value))
         return json.dumps(value)
 
-    def _splice(self, value: Edited) -> str:
-        """An object with the text of its origin where its members are the origin's."""
-        text, origin, segments = self._text, value.origin, []
-        last = self._starts[id(origin)]
+    def splice(self, origin: dict, value: Mapping[str, Any], at: int,
+               parts: Sequence[JsonPart]) -> str:
+        """A changed object with the text of its origin where its members are the origin's."""
+        text, segments, last = self._text, [], at
         # Of a key that stands twice the last one counts, as it does in the value.
         places = {}
-        for key, _, start, end in self.place(origin, last):
-            first, last = last + 1, json_space(text, end)
+        for key, _, start, end in parts:
+            first, last = last + 1, end if text[end] in ",}" else json_space(text, end)
             places[key] = first, start, end, last
         for key, (first, start, end, last) in places.items():
             if key not in value:
                 continue
-            new = value[key]
-            if is_same(new, origin[key]):
+            new, old = value[key], origin[key]
+            if new is old or is_same(new, old):
                 segments.append(text[first:last])
             else:
-                if isinstance(origin[key], list):
-                    self.place(origin[key], start)
+                if isinstance(old, list):
+                    self.place(old, start)
                 segments.append(text[first:start] + self.spell(new) + text[end:last])
-        segments.extend("%s:%s" % (json.dumps(key), self.spell(new))
-                        for key, new in value.items() if key not in places)
+        if len(value) > len(segments):
+            segments.extend("%s:%s" % (json.dumps(key), self.spell(new))
+                            for key, new in value.items() if key not in places)
         return "{%s}" % ",".join(segments)
 
 
