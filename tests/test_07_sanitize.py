@@ -447,6 +447,28 @@ class PropertyTest(unittest.TestCase):
                 again, _ = gw.sanitized(document.values, gw.SANITIZE_PROFILES[profile])
                 self.assertEqual(json.loads(document.spelled(again).decode("utf-8")), after)
 
+    def test_what_one_look_finds_clean_no_rule_would_change(self):
+        odd = [None, 1, "x", "", " ", [], {}, [None], [text("")], text("\u2003"), result("toolu_1"),
+               result("toolu_1", [text(" ")]), result("toolu_2", [result("t", [text("")])]), [[]],
+               use("toolu_1"), dict(thought(), cache_control={}), thought(signature=""), user("hi"),
+               text("a", cache_control={"type": "ephemeral"}), system(text("s")), "system", "user"]
+        found = {True: 0, False: 0}
+        for seed in SEEDS:
+            pick = random.Random(seed)
+            messages = json.loads(json.dumps(Conversation(seed, seed % 3 == 0).messages(3)))
+            for _ in range(seed % 2 + seed % 5 // 4):
+                self.damage(pick, messages, odd)
+            body = body_of(*messages, **{key: pick.choice(odd) for key in ("system", "tools")
+                                         if pick.random() < 0.3})
+            for profile in self.PROFILES + ("off",):
+                settings = gw.SANITIZE_PROFILES[profile]
+                is_clean = gw.is_clean(body, settings)
+                found[is_clean] += 1
+                for name, rule in gw.SANITIZE_RULES.items():
+                    if is_clean and settings[name] is not None:
+                        self.assertIs(rule(body, settings[name]), body, (seed, profile, name))
+        self.assertGreater(min(found.values()), len(SEEDS))
+
     def damage(self, pick, messages, odd):
         """Put something odd somewhere into a conversation."""
         odd = json.loads(json.dumps(odd))
@@ -516,7 +538,7 @@ class RecordingsTest(unittest.TestCase):
         files = sorted(glob.glob(RECORDINGS))
         if not files:
             self.skipTest("the recordings of real clients are not beside this repository")
-        checked = 0
+        checked = clean = 0
         for path in files:
             with open(path, encoding="utf-8") as file:
                 recorded = json.load(file)
@@ -529,7 +551,9 @@ class RecordingsTest(unittest.TestCase):
             self.assertEqual(edits, [], path)
             self.assertEqual(document.spelled(after), data)
             checked += 1
+            clean += gw.is_clean(document.values, gw.SANITIZE_PROFILES["native"])
         self.assertGreater(checked, 40)
+        self.assertGreater(clean, 0.9 * checked, "one look was not enough")
 
 
 class WarmupTest(unittest.TestCase):
