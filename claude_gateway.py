@@ -138,8 +138,10 @@ __version__ = "0.1.0"
 MAX_REQUEST_LINE_BYTES = 16 * 1024
 MAX_HEADERS_COUNT = 100
 MAX_HEAD_BYTES = 64 * 1024
-# Header lines that are remembered with what they say; longer heads leave none.
+# Header lines that are remembered with what they say, and whole heads of requests, of
+# which a client has a handful; longer heads leave none.
 HEADER_LINES_KEPT = 1024
+HEADS_KEPT = 512
 MAX_KEPT_HEAD_BYTES = 4 * 1024
 # Upstreams behind several proxies send more than clients do; http.client
 # refuses the 101st header, which real answers have reached.
@@ -717,6 +719,16 @@ class Headers:
         members = ",".join(self.all(name)).split(",")
         return [member.strip() for member in members if member.strip()]
 
+    def with_value(self, at: int, value: str) -> Headers:
+        """The same headers with another value in the pair at one place."""
+        twin = Headers.__new__(Headers)
+        name, key = self.pairs[at][0], self.keys[at]
+        twin.keys, twin.pairs, twin._first = self.keys, self.pairs.copy(), self._first
+        twin.pairs[at] = (name, value)
+        if self.keys.index(key) == at:
+            twin._first = {**self._first, key: value}
+        return twin
+
 
 class Watch:
     """Who waits for an answer; the transport looks at it while it waits itself.
@@ -752,11 +764,11 @@ class HttpRequest:
     ``let_go`` tells the server that the body is no longer held in memory.
     ``begin_answer``, where there is one, sends the head of an answer before its
     body is known and gives what sends pieces of it; the answer that is then
-    returned is written without its head.
+    returned is written without its head.  ``kind`` is that of its Head.
     """
 
     __slots__ = ("method", "target", "path", "query", "headers", "read_body", "peer",
-                 "begin_answer", "let_go")
+                 "begin_answer", "let_go", "kind")
 
     def __init__(
         self,
@@ -767,7 +779,9 @@ class HttpRequest:
         peer: Watch = Watch(),
         begin_answer: Optional[Callable[[HttpResponse], Callable[[bytes], None]]] = None,
         let_go: Callable[[], None] = lambda: None,
+        kind: Optional[object] = None,
     ) -> None:
+        self.kind = kind
         self.method = method
         self.target = target
         self.let_go = let_go
@@ -912,15 +926,22 @@ CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f
 PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})\r\n" % MAX_CHUNK_SIZE_DIGITS)
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
+# A Content-Length as clients write it; other spellings are read as any header is.
+LENGTH_LINE = re.compile(rb"(\r\n[Cc]ontent-[Ll]ength: )([0-9]{1,18})(?=\r\n)")
 
 
 class Head(NamedTuple):
-    """A parsed request head; ``version`` is the minor one, 0 or 1."""
+    """A parsed request head; ``version`` is the minor one, 0 or 1.
+
+    ``kind`` is one object for all heads that differ in their Content-Length at most:
+    what follows from one of them follows from all.  None for one that is not remembered.
+    """
 
     method: str
     target: str
     version: int
     headers: Headers
+    kind: Optional[object] = None
 
 
 class StatusHead(NamedTuple):
@@ -960,6 +981,29 @@ def parse_header_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 def parse_request_head(data: bytes) -> Head:
     """A request head, up to and with its blank line.  Raises RequestError.
+
+    A client says the same in each request but for its body's length: the head around
+    that is parsed once and then looked up, and what follows from it by its kind (a fifth
+    of a request's time).
+    """
+    if len(data) > MAX_KEPT_HEAD_BYTES:
+        return parse_whole_head(data)
+    parts = LENGTH_LINE.split(data, 1)
+    if len(parts) == 1:
+        return known_head(data)[0]
+    before, name, digits, after = parts
+    (method, target, version, headers, kind), at = known_head(before, name + b"0" + after)
+    return Head(method, target, version, headers.with_value(at, digits.decode("ascii")), kind)
+
+
+@lru_cache(maxsize=HEADS_KEPT)
+def known_head(before: bytes, after: bytes = b"") -> tuple[Head, int]:
+    """A head in two parts, and the index of the first header in the second one."""
+    return parse_whole_head(before + after)._replace(kind=object()), before.count(b"\r\n")
+
+
+def parse_whole_head(data: bytes) -> Head:
+    """A request head, none of it remembered.  Raises RequestError.
 
     http.server leaves this to the email parser, which folds lines, accepts bare
     CR and drops whatever follows a line without a colon (gh-114782).
@@ -1013,11 +1057,16 @@ def parse_response_head(data: bytes) -> StatusHead:
 
 
 def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
-    """A head as bytes.  A name or value that could break it out of its line is left out."""
+    """A head as bytes."""
+    return b"%b\r\n%b\r\n" % (start_line.encode("latin-1", "replace"), header_lines(pairs))
+
+
+def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    """Headers as lines.  A name or value that could break it out of its line is left out."""
     text = "".join(map(known_header_text, pairs))
     if len(text) > MAX_KEPT_HEAD_BYTES:
         known_header_text.cache_clear()  # what is kept has a bound in bytes, too
-    return ("%s\r\n%s\r\n" % (start_line, text)).encode("latin-1", "replace")
+    return text.encode("latin-1", "replace")
 
 
 @lru_cache(maxsize=HEADER_LINES_KEPT)
@@ -6855,7 +6904,7 @@ class UpstreamCall:
         method: str,
         provider: Provider,
         target: str,
-        header_pairs: Sequence[tuple[str, str]],
+        header_lines: bytes,
         body: bytes,
         timeouts: Timeouts,
         watch: Watch = Watch(),
@@ -6864,7 +6913,7 @@ class UpstreamCall:
         self.verb = method
         self.provider = provider
         self.target = target
-        self.header_pairs = header_pairs
+        self.header_lines = header_lines
         self.body = body
         self.timeouts = timeouts
         self.watch = watch
@@ -7382,7 +7431,7 @@ class PoolingHandler(urllib.request.BaseHandler):
         broken: Optional[OSError] = None
         began = self._monotonic()
         try:
-            sent_all = wire.send(self._head_bytes(call, destination) + call.body,
+            sent_all = wire.send(self._request_bytes(call, destination),
                                  call.timeouts.idle_seconds)
         except OSError as error:
             # An upstream that answers early and closes (413, 401) makes sending
@@ -7412,13 +7461,15 @@ class PoolingHandler(urllib.request.BaseHandler):
         return head, rest
 
     @staticmethod
-    def _head_bytes(call: UpstreamCall, destination: Destination) -> bytes:
-        target, pairs = call.target, list(call.header_pairs)
+    def _request_bytes(call: UpstreamCall, destination: Destination) -> bytes:
+        target, lines = call.target, call.header_lines
         if destination.proxy is not None and destination.scheme == "http":
-            target = call.provider.base_url.origin + target
+            target = call.full_url
             if destination.proxy.authorization is not None:
-                pairs.append(("Proxy-Authorization", destination.proxy.authorization.reveal()))
-        return encode_head("%s %s HTTP/1.1" % (call.verb, target), pairs)
+                lines += header_lines([("Proxy-Authorization",
+                                        destination.proxy.authorization.reveal())])
+        start = "%s %s HTTP/1.1\r\n" % (call.verb, target)
+        return b"".join((start.encode("latin-1", "replace"), lines, b"\r\n", call.body))
 
     # -- connecting
 
@@ -8015,7 +8066,8 @@ def grant_call(provider: Provider, grant: TokenGrant, form: str) -> UpstreamCall
     ]
     issuer = provider._replace(
         base_url=base, proxy=None if is_loopback(base.host) else provider.proxy)
-    call = UpstreamCall("POST", issuer, grant.token_url.target, headers, body, ISSUER_TIMEOUTS)
+    call = UpstreamCall("POST", issuer, grant.token_url.target, header_lines(headers), body,
+                        ISSUER_TIMEOUTS)
     call.may_resend = False
     return call
 
@@ -10797,7 +10849,8 @@ PASSAGE_ROUTES = {method: Route("passage", "forward_as_it_is")
 # Methods that may be done twice (RFC 9110 section 9.2.2): a batch must not be.
 REPEATABLE_METHODS = frozenset(["DELETE", "GET", "HEAD", "PUT"])
 PATH_PREFIX = "/claude_api"
-# Paths without a version: with one, a client's base URL ends in /v1.
+# A version before the path's own, and paths that have none: a client's base URL ends in /v1.
+DOUBLED = re.compile("^(?:/v1)+(?=/v1/)")
 UNVERSIONED = ("/", "/api/hello", "/healthz", "/health")
 # What may be passed on to an upstream: no empty or dot segments, and encoded only
 # what needs it: nothing that two parsers could read in two ways.
@@ -10818,11 +10871,10 @@ def plain_path(path: str) -> tuple[str, bool]:
         return path, False
     if path == PATH_PREFIX or path.startswith(PATH_PREFIX + "/"):
         path = path[len(PATH_PREFIX):] or "/"
-    if path.startswith("/v1/v1/"):
-        return plain_path(path[3:])[0], True
-    if path == "/v1" or path[3:] in UNVERSIONED and path.startswith("/v1"):
-        return path[3:] or "/", True
-    return path, False
+    plain = DOUBLED.sub("", path)
+    if plain == "/v1" or plain[3:] in UNVERSIONED and plain.startswith("/v1"):
+        return plain[3:] or "/", True
+    return plain, plain != path
 
 
 def find_routes(path: str) -> Optional[Mapping[str, Route]]:
@@ -10939,7 +10991,7 @@ class ChatDoor(Door):
         Some vendors number their calls, so that ids of two clients may be the same.
         """
         owner = exchange.record.key and "key " + exchange.record.key or "own " + " ".join(
-            value for _, value in exchange.own_credentials)
+            value for _, value in exchange.admission.own_credentials)
         return ChatDoor(self._completion_id, self._created, self._memory,
                         fingerprint(owner)[:16] + " ")
 
@@ -11056,13 +11108,9 @@ class Exchange:
         self.live = LiveRequest(record, began)
         # What was in force when it came: a reload does not disturb it.
         self.served = served
-        self.path, self.doubled = plain_path(request.path)
-        self.routes = find_routes(self.path)
-        self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
+        self.admission = served.admission(request)
         # What was done to the body for everybody.
         self.edits: list[str] = []
-        # The client's credentials that are not gateway keys, as header pairs.
-        self.own_credentials: list[tuple[str, str]] = []
 
     def turn_to(self, provider: Provider) -> None:
         """From now on it is this provider's answer that counts."""
@@ -11135,6 +11183,55 @@ class Routed:
             for candidate in own[provider.name]] for has_own in (False, True)}
 
 
+class Admission:
+    """What a configuration makes of a request head: its path and its route, why it is
+    refused, whose key it shows.
+
+    It hangs on nothing else and is worked out once for each kind of head.  ``refusal``
+    is the browser guard's, ``barred`` what its credentials lack (contract section 5: any
+    header that holds a key lets the request pass).  ``own_credentials`` are those that
+    are not gateway keys, as header pairs.
+    """
+
+    def __init__(self, request: HttpRequest, config: Config, keys: KeyRing) -> None:
+        self.path, self.doubled = plain_path(request.path)
+        self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
+        self.routes = find_routes(self.path)
+        method = "GET" if request.method == "HEAD" else request.method
+        self.route = route = self.routes.get(method) if self.routes is not None else None
+        mode = config.auth_mode
+        self.refusal = browser_refusal(request.headers, mode == "off", config.cors_origins,
+                                       config.allowed_hosts, route is not None and route.page)
+        self.key = ""
+        self.own_credentials: list[tuple[str, str]] = []
+        presented = presented_credentials(request.headers)
+        for name, value, credential in presented:
+            key = keys.find(credential)
+            if key is not None:
+                self.key = self.key or key
+            elif value.lower() != "bearer" and not any(map(keys.find, value.split())):
+                # A gateway key under some other scheme must not go upstream as
+                # the client's own either; a scheme without a key is nothing.
+                self.own_credentials.append((name, value))
+        self.barred = ""
+        is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
+        if not is_open and not self.key:
+            self.barred = "invalid x-api-key" if presented else "missing x-api-key header"
+
+
+class UpstreamHead(NamedTuple):
+    """What a provider is sent in front of a body: the target, and the header lines around
+    the body's length; all of them in ``before`` where there is no body."""
+
+    target: str
+    before: bytes
+    after: bytes
+
+    def lines(self, body: Optional[bytes]) -> bytes:
+        """The header lines for a body."""
+        return self.before if body is None else b"%b%d%b" % (self.before, len(body), self.after)
+
+
 class Served:
     """What a configuration makes the engine serve; replaced as a whole by a reload."""
 
@@ -11148,6 +11245,19 @@ class Served:
                        for model in provider.models]
         # By model and route; names are clients', so that they are bounded.
         self._routed: dict[tuple[str, str], Routed] = {}
+        # By the kind of a client's head, and by that, the account and what the body asks
+        # of the head: not one of them goes into a log.
+        self._admissions: dict[object, Admission] = {}
+        self.upstream_heads: dict[tuple[Any, ...], UpstreamHead] = {}
+
+    def admission(self, request: HttpRequest) -> Admission:
+        """What it makes of a request's head."""
+        found = self._admissions.get(request.kind)
+        if found is None:
+            found = Admission(request, self.config, self.keys)
+            if request.kind is not None:
+                remember(self._admissions, request.kind, found)
+        return found
 
     def routed(self, model: str, route: str = "messages") -> Routed:
         """Who may serve a model; where tokens are counted, or a path is only passed on, fewer."""
@@ -11164,6 +11274,13 @@ class Served:
                     if provider.enabled and provider.type == "anthropic"][:1]
         return [provider for provider in candidate_providers(self.config, model)
                 if route != "count_tokens" or provider.count_tokens == "upstream"]
+
+
+def remember(known: dict, key: Any, value: Any) -> None:
+    """Keep what follows from a head in a dict that is emptied where it would grow too large."""
+    if len(known) >= HEADS_KEPT:
+        known.clear()
+    known[key] = value
 
 
 class Prepared(NamedTuple):
@@ -11268,6 +11385,32 @@ def outcome_of(error: UpstreamError, lease: Lease, plan: Plan) -> Outcome:
                    ready_in=error.retry_after)
 
 
+def upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
+    """The head for a call; no gateway key is in it."""
+    request, provider, door = exchange.request, lease.provider, exchange.door
+    target = provider.base_url.prefix + exchange.plan.path
+    if request.query and door.passes_query:
+        query = "&".join(part for part in request.query.split("&")
+                         if not exchange.holds_key(part))
+        target += "?" + query if query else ""
+    pairs = upstream_headers(
+        request.headers,
+        provider.base_url.authority,
+        None if sent.body is None else 0,
+        lease.credentials() if lease.account else door.credentials(
+            provider, exchange.admission.own_credentials),
+        BetaRule(provider.betas.add + door.betas, provider.betas.drop + sent.drop_betas),
+        [(name, value.reveal()) for name, value in provider.headers],
+    )
+    pairs = [pair for pair in pairs if not exchange.holds_key(pair[1])
+             and not pair[0].lower().startswith(door.dropped_prefixes)]
+    if sent.body is None:
+        return UpstreamHead(target, header_lines(pairs), b"")
+    at = [name.lower() for name, _ in pairs].index("content-length")
+    before = b"%b%b: " % (header_lines(pairs[:at]), pairs[at][0].encode("ascii"))
+    return UpstreamHead(target, before, b"\r\n" + header_lines(pairs[at + 1:]))
+
+
 class Failure(NamedTuple):
     """A call that did not serve: the upstream's answer or our error, and what follows."""
 
@@ -11365,59 +11508,38 @@ class Engine:
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
         self.alive.begin(exchange.live)
-        if exchange.routes is ROUTES[CHAT_PATH]:
+        if exchange.admission.routes is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
         return exchange
 
     def _walk(self, exchange: Exchange) -> HttpResponse:
         """Contract section 6: route, guard, credentials, then the route's handler."""
-        request = exchange.request
-        if self.draining and exchange.path not in HEALTH_PATHS:
+        request, admission = exchange.request, exchange.admission
+        if self.draining and admission.path not in HEALTH_PATHS:
             raise Unavailable("the gateway is shutting down", close=True)
-        if exchange.doubled:
+        if admission.doubled:
             self._log.once("warning", "a client's base URL ends in /v1; set it to http://%s%s "
                            "(its requests are answered all the same)"
-                           % (request.headers.get("host"), exchange.prefix))
-        routes = exchange.routes
-        method = "GET" if request.method == "HEAD" else request.method
-        route = routes.get(method) if routes is not None else None
-        config = exchange.served.config
-        is_off = exchange.served.auth_mode == "off"
-        refusal = browser_refusal(request.headers, is_off, config.cors_origins,
-                                  config.allowed_hosts, route is not None and route.page)
-        if refusal:
-            raise RequestError(403, refusal)
+                           % (request.headers.get("host"), admission.prefix))
+        if admission.refusal:
+            raise RequestError(403, admission.refusal)
         if request.method == "OPTIONS" and is_preflight(request.headers):
             exchange.record.route = "preflight"
             return HttpResponse(204, preflight_headers(request.headers))
-        self._authenticate(exchange, route)
+        exchange.record.key = admission.key
+        if admission.barred:
+            raise RequestError(401, admission.barred, CHALLENGE)
+        routes, route = admission.routes, admission.route
         if routes is None:
-            raise RequestError(404, "no such path: %s" % exchange.path)
-        if method == "OPTIONS":
+            raise RequestError(404, "no such path: %s" % admission.path)
+        if request.method == "OPTIONS":
             return HttpResponse(204, [("Allow", allowed_methods(routes))])
         if route is None:
             raise RequestError(405, "%s is not allowed here" % request.method,
                                [("Allow", allowed_methods(routes))])
         exchange.record.route = route.name
         return getattr(self, route.handler)(exchange)
-
-    def _authenticate(self, exchange: Exchange, route: Optional[Route]) -> None:
-        """Contract section 5: any header that holds a key lets the request pass."""
-        presented = presented_credentials(exchange.request.headers)
-        for name, value, credential in presented:
-            key = exchange.served.keys.find(credential)
-            if key is not None:
-                exchange.record.key = exchange.record.key or key
-            elif value.lower() != "bearer" and not any(map(exchange.served.keys.find, value.split())):
-                # A gateway key under some other scheme must not go upstream as
-                # the client's own either; a scheme without a key is nothing.
-                exchange.own_credentials.append((name, value))
-        mode = exchange.served.auth_mode
-        is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
-        if not is_open and not exchange.record.key:
-            raise RequestError(
-                401, "invalid x-api-key" if presented else "missing x-api-key header", CHALLENGE)
 
     @staticmethod
     def _body(exchange: Exchange) -> bytes:
@@ -11476,9 +11598,9 @@ class Engine:
 
     def answer_probe(self, exchange: Exchange) -> HttpResponse:
         """Start-up probes of clients want nothing but a 200; who browses, the dashboard."""
-        if exchange.path == "/" and any(token.split(";")[0].strip().lower() == "text/html" for token
+        if exchange.admission.path == "/" and any(token.split(";")[0].strip().lower() == "text/html" for token
                                         in exchange.request.headers.tokens("accept")):
-            return HttpResponse(303, [("Location", exchange.prefix + "/dashboard"),
+            return HttpResponse(303, [("Location", exchange.admission.prefix + "/dashboard"),
                                       ("Vary", "Accept"), ("Cache-Control", "no-store")])
         return json_response(200, {"status": "ok", "service": "claude_gateway"})
 
@@ -11502,7 +11624,7 @@ class Engine:
 
     def answer_model(self, exchange: Exchange) -> HttpResponse:
         """One model; OpenAI's SDK percent-encodes a slash in an id."""
-        wanted = urllib.parse.unquote(exchange.path[len("/v1/models/"):])
+        wanted = urllib.parse.unquote(exchange.admission.path[len("/v1/models/"):])
         for model in exchange.served.models:
             if model["id"] == wanted:
                 return json_response(200, model)
@@ -11618,12 +11740,12 @@ class Engine:
             exchange, body, provider, routed.spoken[provider.name], collect)
                   for provider in routed.providers}
         if not counts:
-            return self._attempts(exchange, Plan(routed, model, exchange.path, bodies))
+            return self._attempts(exchange, Plan(routed, model, exchange.admission.path, bodies))
         counted_as = next(iter(routed.models.values()), model)
         counting = exchange.served.routed(model, "count_tokens")
         if routed.providers and not counting.providers:
             return self._answer_estimate(exchange, counted_as)
-        response = self._attempts(exchange, Plan(counting, model, exchange.path, bodies))
+        response = self._attempts(exchange, Plan(counting, model, exchange.admission.path, bodies))
         if not has_no_count(response):
             return response
         response.close("unread")  # it may be a stream that holds a lease
@@ -11745,7 +11867,7 @@ class Engine:
         if not body and "content-length" not in headers and "transfer-encoding" not in headers:
             body = None
         return self._attempts(exchange, Plan(
-            routed, "", exchange.path, {routed.providers[0].name: Prepared(body)}, whole=False,
+            routed, "", exchange.admission.path, {routed.providers[0].name: Prepared(body)}, whole=False,
             repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
@@ -11761,7 +11883,7 @@ class Engine:
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
-        has_own, providers = bool(exchange.own_credentials), plan.routed.providers
+        has_own, providers = bool(exchange.admission.own_credentials), plan.routed.providers
         found = plan.routed.candidates[has_own]
         if not found and providers and not usable_providers(providers, has_own):
             raise RequestError(
@@ -11887,36 +12009,31 @@ class Engine:
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
-        request, provider = exchange.request, lease.provider
+        provider = lease.provider
         exchange.turn_to(provider)
         sent = exchange.plan.bodies[provider.name]
-        target = provider.base_url.prefix + exchange.plan.path
-        if request.query and exchange.door.passes_query:
-            query = "&".join(part for part in request.query.split("&")
-                             if not exchange.holds_key(part))
-            target += "?" + query if query else ""
-        pairs = upstream_headers(
-            request.headers,
-            provider.base_url.authority,
-            None if sent.body is None else len(sent.body),
-            lease.credentials() if lease.account else exchange.door.credentials(
-                provider, exchange.own_credentials),
-            BetaRule(provider.betas.add + exchange.door.betas, provider.betas.drop + sent.drop_betas),
-            [(name, value.reveal()) for name, value in provider.headers],
-        )
-        # One look at all of them: hardly ever is a key anywhere else than where keys are read.
-        if exchange.holds_key("\n".join(map(VALUE_OF, pairs))):
-            pairs = [pair for pair in pairs if not exchange.holds_key(pair[1])]
-        if exchange.door.dropped_prefixes:
-            pairs = [pair for pair in pairs
-                     if not pair[0].lower().startswith(exchange.door.dropped_prefixes)]
-        call = UpstreamCall(request.method, provider, target, pairs, sent.body or b"",
-                            exchange.served.config.timeouts, exchange.watch)
+        head = self._upstream_head(exchange, lease, sent)
+        call = UpstreamCall(exchange.request.method, provider, head.target, head.lines(sent.body),
+                            sent.body or b"", exchange.served.config.timeouts, exchange.watch)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)
         finally:
             exchange.may_resend = call.may_resend
+
+    @staticmethod
+    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
+        """The head for a call, looked up as a rule: only a body's length and what a body
+        asks of the head differ from one request of a client to its next."""
+        known, secret = exchange.served.upstream_heads, lease.secret
+        key = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
+               exchange.door.betas, sent.drop_betas, sent.body is None)
+        found = known.get(key)
+        if found is None:
+            found = upstream_head(exchange, lease, sent)
+            if exchange.request.kind is not None:
+                remember(known, key, found)
+        return found
 
     def _received(self, exchange: Exchange, lease: Lease,
                   upstream: UpstreamResponse) -> tuple[Outcome, HttpResponse]:
@@ -12041,7 +12158,7 @@ class Engine:
         out = [candidate.name for candidate in exchange.attempts.wanted.candidates]
         if not out:
             return NoUsableAccount("no account is configured that could serve %s"
-                                   % (exchange.plan.model or exchange.path))
+                                   % (exchange.plan.model or exchange.admission.path))
         return NoUsableAccount("the credential of account %s is refused"
                                % ", ".join(out[:MAX_NAMED_ACCOUNTS]), [("x-should-retry", "false")])
 
@@ -13028,7 +13145,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
             self._head = parse_request_head(raw)
             request = HttpRequest(self._head.method, self._head.target, self._head.headers,
                                   self._read_body, self._client, self._begin_answer,
-                                  self._share.give_back)
+                                  self._share.give_back, self._head.kind)
             self._decoder = request_body_decoder(self._head)
             if self._is_spare and plain_path(request.path)[0] not in HEALTH_PATHS:
                 raise busy("too many connections")
@@ -15621,7 +15738,7 @@ class Doctor:
             connect_seconds=DOCTOR_SECONDS, first_byte_seconds=DOCTOR_SECONDS)
         began = self._wall_clock()
         upstream = self._transport.send(UpstreamCall(
-            method, provider, base.prefix + path, headers, body, timeouts))
+            method, provider, base.prefix + path, header_lines(headers), body, timeouts))
         try:
             self._compare_clock(upstream.headers, (began + self._wall_clock()) / 2)
             data = read_at_most(upstream, MAX_ERROR_BODY_BYTES, DOCTOR_SECONDS)

@@ -209,6 +209,65 @@ class ParseRequestHeadTest(HeadTestCase):
                         self.assertIn(error.status, (400, 414, 431))
 
 
+class KnownHeadTest(HeadTestCase):
+    """Heads that differ in their Content-Length alone are one kind; nothing else is."""
+
+    def sized(self, length, *lines, name="Content-Length", start="POST /v1/messages HTTP/1.1"):
+        return gw.parse_request_head(request_head(
+            "A: 1", "%s: %s" % (name, length), "B: 2", *lines, start=start))
+
+    def test_each_has_its_own_length(self):
+        heads = [self.sized(length) for length in ("5", "17", "007", "5")]
+        self.assertEqual(len({head.kind for head in heads}), 1)
+        self.assertIsNotNone(heads[0].kind)
+        for head, length in zip(heads, ("5", "17", "007", "5")):
+            self.assertEqual(head.headers.pairs, [
+                ("Host", "a"), ("A", "1"), ("Content-Length", length), ("B", "2")])
+            self.assertEqual(head.headers.get("content-length"), length)
+            self.assertEqual(gw.request_body_decoder(head).remaining, int(length))
+
+    def test_any_other_difference_makes_another_kind(self):
+        heads = [
+            self.sized("5"), self.sized("5", name="content-length"), self.sized("5", "B: 2"),
+            self.sized("5", start="PUT /v1/messages HTTP/1.1"), self.sized("5", "c: 3"),
+            self.sized("5", start="POST /v1/message HTTP/1.1"), self.sized("5", "C: 3"),
+            self.sized("5", start="POST /v1/messages HTTP/1.0"), self.sized("5 "),
+            gw.parse_request_head(request_head("A: 1", "B: 2", "Content-Length: 5",
+                                               start="POST /v1/messages HTTP/1.1")),
+            gw.parse_request_head(request_head("A: 1", "B: 2", start="POST /v1/messages HTTP/1.1")),
+        ]
+        self.assertEqual(len({head.kind for head in heads}), len(heads))
+
+    def test_a_second_length_is_refused_however_often_the_first_was_seen(self):
+        for second in ("Content-Length: 5", "content-length:5", "CONTENT-LENGTH: 5",
+                       "Transfer-Encoding: chunked"):
+            for length in ("5", "6"):
+                with self.subTest(second, length=length):
+                    for head in (self.sized(length, second), self.sized(length, second)):
+                        with self.assertRaises(gw.RequestError):
+                            gw.request_body_decoder(head)
+                    self.assertEqual(gw.request_body_decoder(self.sized(length)).remaining,
+                                     int(length))
+
+    def test_the_first_of_two_lengths_is_the_first_as_sent(self):
+        head = gw.parse_request_head(request_head("CONTENT-LENGTH: 1", "Content-Length: 2"))
+        self.assertEqual((head.headers.get("content-length"), head.headers.all("content-length")),
+                         ("1", ["1", "2"]))
+
+    def test_malformed_heads_stay_malformed(self):
+        for _ in range(2):
+            self.assert_refused(request_head("Content-Length: 5", "A : 1"))
+            self.assert_refused(request_head("Content-Length: 5", " folded"))
+            self.assert_refused(request_head("Content-Length: 5", "A: 1\nB: 2"))
+            self.assert_refused(request_head("Content-Length: 5", host=None))
+
+    def test_long_heads_leave_nothing(self):
+        gw.known_head.cache_clear()
+        head = self.sized("5", "P: " + "p" * gw.MAX_KEPT_HEAD_BYTES)
+        self.assertIsNone(head.kind)
+        self.assertEqual(gw.known_head.cache_info().currsize, 0)
+
+
 class ParseResponseHeadTest(unittest.TestCase):
 
     def assert_malformed(self, data):

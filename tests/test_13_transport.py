@@ -27,7 +27,8 @@ def provider_at(url, **settings):
 def call_to(provider, method="POST", body=b"{}", timeouts=QUICK, watch=None, target="/v1/messages"):
     """An UpstreamCall with the headers that it needs and no more."""
     pairs = [("Host", provider.base_url.authority), ("Content-Length", str(len(body)))]
-    return gw.UpstreamCall(method, provider, target, pairs, body, timeouts, watch or gw.Watch())
+    return gw.UpstreamCall(method, provider, target, gw.header_lines(pairs), body, timeouts,
+                           watch or gw.Watch())
 
 
 def read_all(response):
@@ -78,7 +79,8 @@ class SendTest(TransportCase):
             provider = provider_at(upstream.url)
             pairs = [("hOsT", "x.example"), ("X-Twice", "1"), ("X-Twice", "2"),
                      ("Content-Length", "3")]
-            call = gw.UpstreamCall("POST", provider, "/v1/x?q=%2F", pairs, b"abc", QUICK)
+            call = gw.UpstreamCall("POST", provider, "/v1/x?q=%2F", gw.header_lines(pairs),
+                                   b"abc", QUICK)
             self.transport.send(call).close()
             request = upstream.wait_requests(1)[0]
         self.assertEqual((request.method, request.target, request.body),

@@ -4,6 +4,7 @@ import json
 import select
 import threading
 import unittest
+import unittest.mock
 
 import claude_gateway as gw
 from tests import shim
@@ -16,6 +17,7 @@ from tests.running import STREAM_MESSAGE
 from tests.running import provider
 from tests.running import quick_backoff
 from tests.running import running_gateway
+from tests.running import settings_for
 
 KEYED = {"api_keys": [CLIENT_KEY]}
 # For what one failed call looks like; what comes after it is test_16_attempts'.
@@ -62,6 +64,8 @@ class PathTest(unittest.TestCase):
             "/claude_api": ("/", False),
             "/claude_apis/v1/messages": ("/claude_apis/v1/messages", False),
             "/v1/v1/v1/messages": ("/v1/messages", True),
+            # As many as a request line can hold.
+            "/v1" * 5000 + "/messages": ("/v1/messages", True),
             # The probes of a client whose base URL ends in /v1.
             "/v1": ("/", True),
             "/v1/": ("/", True),
@@ -90,6 +94,56 @@ class PathTest(unittest.TestCase):
             self.assertIsNotNone(gw.find_routes(path), path)
         for path in bad:
             self.assertIsNone(gw.find_routes(path), path)
+
+
+class KnownHeadTest(unittest.TestCase):
+    """What follows from a client's head is worked out once, and no longer in force than it was."""
+
+    def test_each_request_has_its_own_length_and_body(self):
+        bodies = [MESSAGE.replace(b"hi", b"x" * count) for count in (1, 5000, 1)]
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream), auth=KEYED) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    for body in bodies:
+                        client.request("POST", "/v1/messages", [
+                            JSON_TYPE, ("x-api-key", CLIENT_KEY), ("X-Last", "1")], body)
+                        self.assertEqual(client.read_response().status, 200)
+                heads = gateway._running()._served.upstream_heads
+                self.assertEqual(len(heads), 1)
+            self.assertEqual([request.body for request in upstream.requests], bodies)
+        self.assertEqual([request.header("content-length") for request in upstream.requests],
+                         [str(len(body)) for body in bodies])
+        self.assertEqual(len({str([pair for pair in request.headers
+                                   if pair[0].lower() != "content-length"])
+                              for request in upstream.requests}), 1)
+
+    def test_a_reload_judges_anew(self):
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream), auth=KEYED) as gateway:
+                with support.RawClient(gateway.port) as client:
+                    for keys, status in (([CLIENT_KEY], 200), (["another-key"], 401),
+                                         (["another-key", CLIENT_KEY], 200)):
+                        gateway.reload(gw.Config.from_dict(settings_for(
+                            provider(upstream, accounts=("two",)), auth={"api_keys": keys})))
+                        client.request("POST", "/v1/messages", [
+                            JSON_TYPE, ("x-api-key", CLIENT_KEY)], MESSAGE)
+                        self.assertEqual(client.read_response().status, status)
+            self.assertEqual(len(upstream.requests), 2)
+
+    def test_what_is_remembered_has_a_bound(self):
+        with unittest.mock.patch.object(gw, "HEADS_KEPT", 3):
+            with support.ScriptedUpstream() as upstream:
+                with running_gateway(provider(upstream), auth=KEYED) as gateway:
+                    served = gateway._running()._served
+                    for number in range(8):
+                        self.assertEqual(200, post(gateway, headers=[
+                            ("x-api-key", CLIENT_KEY), ("X-Number", str(number))]).status)
+                        self.assertLessEqual(len(served.upstream_heads), 3)
+                        self.assertLessEqual(len(served._admissions), 3)
+                    known = len(served.upstream_heads), len(served._admissions)
+                    long = [("x-api-key", CLIENT_KEY), ("X-Long", "x" * gw.MAX_KEPT_HEAD_BYTES)]
+                    self.assertEqual(post(gateway, headers=long).status, 200)
+                    self.assertEqual((len(served.upstream_heads), len(served._admissions)), known)
 
 
 class LocalAnswerTest(unittest.TestCase):
