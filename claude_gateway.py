@@ -944,6 +944,10 @@ class Head(NamedTuple):
     kind: Optional[object] = None
 
 
+# In the place of one that has not come, or could not be read.
+NO_HEAD = Head("-", "-", 1, Headers())
+
+
 class StatusHead(NamedTuple):
     """A parsed response head; ``version`` is the minor one, 0 or 1."""
 
@@ -1358,10 +1362,16 @@ def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
 
 def wants_close(version: int, headers: Headers) -> bool:
     """Whether the sender of this head ends the connection after its message."""
-    options = [option.lower() for option in headers.tokens("connection")]
-    if version == 0:
-        return "keep-alive" not in options
-    return "close" in options
+    if "connection" not in headers:
+        return version == 0
+    options = connection_options(",".join(headers.all("connection")))
+    return "close" in options if version else "keep-alive" not in options
+
+
+@lru_cache(maxsize=4)  # "keep-alive" and "close", as a rule; what else comes may be long
+def connection_options(text: str) -> frozenset[str]:
+    """The members of Connection headers, in lower case."""
+    return frozenset(option.strip().lower() for option in text.split(","))
 
 
 class Inflater:
@@ -1413,10 +1423,13 @@ class Inflater:
 
 
 def named_by_connection(headers: Headers) -> frozenset[str]:
-    """The header names that a Connection header makes hop-by-hop (RFC 9110 section 7.6.1)."""
+    """The header names that a Connection header makes hop-by-hop (RFC 9110 section 7.6.1).
+
+    Less those that are so anyway: "keep-alive" is in most answers, and nothing is left.
+    """
     if "connection" not in headers:
         return frozenset()
-    return frozenset(name.lower() for name in headers.tokens("connection"))
+    return connection_options(",".join(headers.all("connection"))) - HOP_BY_HOP
 
 
 def upstream_headers(
@@ -4455,6 +4468,7 @@ class BaseUrl(NamedTuple):
         return host if self.port == default else "%s:%d" % (host, self.port)
 
     @property
+    @lru_cache(maxsize=256)  # asked at each call, for audit hooks
     def origin(self) -> str:
         """Scheme, host and port, as one would write it."""
         return "%s://%s" % (self.scheme, self.authority)
@@ -7359,8 +7373,8 @@ class PoolingHandler(urllib.request.BaseHandler):
         self._destinations: dict[tuple[Any, ...], Destination] = {}
         self._cancelled = False
 
-    def http_open(self, call: UpstreamCall) -> UpstreamResponse:
-        """Called by the opener for http and https URLs."""
+    def default_open(self, call: UpstreamCall) -> UpstreamResponse:
+        """Called by the opener, first of all and for any URL: ours are http and https."""
         destination = self._destination(call.provider)
         if self._cancelled:
             raise ShuttingDown("the gateway is shutting down")
@@ -7371,8 +7385,6 @@ class PoolingHandler(urllib.request.BaseHandler):
             except StaleConnection:
                 call.may_resend = False  # one fresh connection, not counted as an attempt
         return self._exchange(call, destination, self._connect(call, destination))
-
-    https_open = http_open
 
     def cancel_all(self) -> None:
         """End every call under way; each raises ShuttingDown in its own thread."""
@@ -11499,7 +11511,7 @@ class Engine:
 
     def refuse(self, error: GatewayError, request: Optional[HttpRequest] = None) -> HttpResponse:
         """The answer to what never became a request, such as a malformed head."""
-        nothing = request or HttpRequest("-", "-", Headers())
+        nothing = request or HttpRequest(*NO_HEAD[:2], NO_HEAD.headers)
         return self._refused(self._begin(nothing), error)
 
     def _begin(self, request: HttpRequest) -> Exchange:
@@ -13131,7 +13143,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def _start_request(self) -> None:
         """Forget the request before: nothing of it may show in the next."""
-        self._head = Head("-", "-", 1, Headers())
+        self._head = NO_HEAD
         self._decoder = NoBody()
         self._continue_owed = False
         self._begun: Optional[Framing] = None
@@ -13156,10 +13168,11 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         return self._answer(response)
 
     def _check_expectation(self) -> None:
-        expectations = [value.lower() for value in self._head.headers.tokens("expect")]
-        if expectations and expectations != ["100-continue"]:
-            raise RequestError(417, "the only expectation supported is 100-continue", close=True)
-        self._continue_owed = bool(expectations) and self._head.version == 1
+        expectations = self._head.headers.tokens("expect")
+        if expectations:
+            if [value.lower() for value in expectations] != ["100-continue"]:
+                raise RequestError(417, "the only expectation supported is 100-continue", close=True)
+            self._continue_owed = self._head.version == 1
 
     def _read_body(self) -> bytes:
         """The request's body, for the engine, once its checks without a body are done."""
@@ -13401,7 +13414,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         assert isinstance(response.body, bytes)
         try:
             request.setblocking(False)
-            request.send(framed_head(response, Head("-", "-", 1, Headers()), False,
+            request.send(framed_head(response, NO_HEAD, False,
                                      http_date(int(self.wall_clock()))) + response.body)
             # Unread input would make the close a reset, which takes the answer along.
             request.shutdown(socket.SHUT_WR)
