@@ -705,7 +705,7 @@ class Headers:
         """Every value of a header, in order; ``name`` in lower case."""
         if name not in self._first:
             return []
-        if self.keys.count(name) == 1:
+        if len(self._first) == len(self.keys) or self.keys.count(name) == 1:
             return [self._first[name]]
         return [value for key, (_, value) in zip(self.keys, self.pairs) if key == name]
 
@@ -767,8 +767,8 @@ class HttpRequest:
     returned is written without its head.  ``kind`` is that of its Head.
     """
 
-    __slots__ = ("method", "target", "path", "query", "headers", "read_body", "peer",
-                 "begin_answer", "let_go", "kind")
+    __slots__ = ("method", "target", "headers", "read_body", "peer", "begin_answer", "let_go",
+                 "kind")
 
     def __init__(
         self,
@@ -786,10 +786,19 @@ class HttpRequest:
         self.target = target
         self.let_go = let_go
         self.begin_answer = begin_answer
-        self.path, _, self.query = target.partition("?")
         self.headers = headers
         self.read_body = read_body
         self.peer = peer
+
+    @property
+    def path(self) -> str:
+        """The target before its query."""
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        """What follows the target's question mark."""
+        return self.target.partition("?")[2]
 
 
 class HttpResponse:
@@ -11111,7 +11120,7 @@ class Exchange:
     readings: Mapping[str, tuple[Body, Door]] = {}
 
     def __init__(self, request: HttpRequest, request_id: str, record: RequestRecord,
-                 began: float, served: Served) -> None:
+                 began: float, served: Served, admission: Admission) -> None:
         self.request = request
         self.id = request_id
         self.record = record
@@ -11120,7 +11129,7 @@ class Exchange:
         self.live = LiveRequest(record, began)
         # What was in force when it came: a reload does not disturb it.
         self.served = served
-        self.admission = served.admission(request)
+        self.admission = admission
         # What was done to the body for everybody.
         self.edits: list[str] = []
 
@@ -11202,7 +11211,7 @@ class Admission:
     It hangs on nothing else and is worked out once for each kind of head.  ``refusal``
     is the browser guard's, ``barred`` what its credentials lack (contract section 5: any
     header that holds a key lets the request pass).  ``own_credentials`` are those that
-    are not gateway keys, as header pairs.
+    are not gateway keys, as header pairs; ``request_id`` is the client's, or "".
     """
 
     def __init__(self, request: HttpRequest, config: Config, keys: KeyRing) -> None:
@@ -11214,6 +11223,8 @@ class Admission:
         mode = config.auth_mode
         self.refusal = browser_refusal(request.headers, mode == "off", config.cors_origins,
                                        config.allowed_hosts, route is not None and route.page)
+        offered = request.headers.get("x-request-id")
+        self.request_id = offered if VISIBLE_ASCII.fullmatch(offered) else ""
         self.key = ""
         self.own_credentials: list[tuple[str, str]] = []
         presented = presented_credentials(request.headers)
@@ -11515,10 +11526,11 @@ class Engine:
         return self._refused(self._begin(nothing), error)
 
     def _begin(self, request: HttpRequest) -> Exchange:
-        offered = request.headers.get("x-request-id")
-        request_id = offered if VISIBLE_ASCII.fullmatch(offered) else self._new_id()
+        served = self._served
+        admission = served.admission(request)
+        request_id = admission.request_id or self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
-        exchange = Exchange(request, request_id, record, self._monotonic(), self._served)
+        exchange = Exchange(request, request_id, record, self._monotonic(), served, admission)
         self.alive.begin(exchange.live)
         if exchange.admission.routes is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
@@ -13154,11 +13166,11 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         try:
             if isinstance(raw, GatewayError):
                 raise raw
-            self._head = parse_request_head(raw)
-            request = HttpRequest(self._head.method, self._head.target, self._head.headers,
-                                  self._read_body, self._client, self._begin_answer,
-                                  self._share.give_back, self._head.kind)
-            self._decoder = request_body_decoder(self._head)
+            head = self._head = parse_request_head(raw)
+            request = HttpRequest(head.method, head.target, head.headers, self._read_body,
+                                  self._client, self._begin_answer, self._share.give_back,
+                                  head.kind)
+            self._decoder = request_body_decoder(head)
             if self._is_spare and plain_path(request.path)[0] not in HEALTH_PATHS:
                 raise busy("too many connections")
             self._check_expectation()
