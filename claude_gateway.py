@@ -11532,7 +11532,7 @@ class Engine:
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), served, admission)
         self.alive.begin(exchange.live)
-        if exchange.admission.routes is ROUTES[CHAT_PATH]:
+        if admission.routes is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
         return exchange
@@ -11622,9 +11622,10 @@ class Engine:
 
     def answer_probe(self, exchange: Exchange) -> HttpResponse:
         """Start-up probes of clients want nothing but a 200; who browses, the dashboard."""
-        if exchange.admission.path == "/" and any(token.split(";")[0].strip().lower() == "text/html" for token
-                                        in exchange.request.headers.tokens("accept")):
-            return HttpResponse(303, [("Location", exchange.admission.prefix + "/dashboard"),
+        path, prefix = exchange.admission.path, exchange.admission.prefix
+        if path == "/" and any(token.split(";")[0].strip().lower() == "text/html" for token
+                               in exchange.request.headers.tokens("accept")):
+            return HttpResponse(303, [("Location", prefix + "/dashboard"),
                                       ("Vary", "Accept"), ("Cache-Control", "no-store")])
         return json_response(200, {"status": "ok", "service": "claude_gateway"})
 
@@ -11891,8 +11892,8 @@ class Engine:
         if not body and "content-length" not in headers and "transfer-encoding" not in headers:
             body = None
         return self._attempts(exchange, Plan(
-            routed, "", exchange.admission.path, {routed.providers[0].name: Prepared(body)}, whole=False,
-            repeatable=exchange.request.method in REPEATABLE_METHODS))
+            routed, "", exchange.admission.path, {routed.providers[0].name: Prepared(body)},
+            whole=False, repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
         key = exchange.served.key_settings.get(exchange.record.key)
