@@ -15752,14 +15752,13 @@ class Doctor:
         body = b"" if method == "GET" else json.dumps(
             {"model": provider.upstream_model(model),
              "messages": [{"role": "user", "content": "hi"}]}).encode("ascii")
-        base = provider.base_url
-        headers = [("Host", base.authority), ("Accept", "application/json"),
-                   ("Accept-Encoding", "identity"), ("anthropic-version", "2023-06-01"),
-                   ("User-Agent", "claude_gateway/" + __version__), *pairs, *provider.headers]
-        if provider.betas.add:
-            headers.append(("anthropic-beta", ",".join(provider.betas.add)))
+        base, own = provider.base_url, [("Accept", "application/json"),
+                                        ("User-Agent", "claude_gateway/" + __version__)]
         if body:
-            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            own.append(("Content-Type", "application/json"))
+        headers = upstream_headers(
+            Headers(own), base.authority, len(body) if body else None, pairs, provider.betas,
+            [(name, value.reveal()) for name, value in provider.headers])
         timeouts = self._config.timeouts._replace(
             connect_seconds=DOCTOR_SECONDS, first_byte_seconds=DOCTOR_SECONDS)
         began = self._wall_clock()

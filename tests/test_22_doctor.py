@@ -453,6 +453,13 @@ class DoctorTest(ProgramTest):
         self.assertEqual([request.target.partition("?")[0] for request in self.upstream.requests],
                          ["/v1/messages/count_tokens", "/v1/models"])
 
+    def test_a_provider_with_headers_of_its_own(self):
+        headers = {"X-Extra": "e", "user-agent": "mine"}
+        self.assertEqual(self.doctor(provider={"headers": headers})[0], 0)
+        sent = {name.lower(): value for name, value in self.upstream.requests[0].headers}
+        self.assertEqual((sent["x-extra"], sent["user-agent"], sent["x-api-key"]),
+                         ("e", "mine", SECRET))
+
     def test_a_transparent_provider(self):
         self.answer = {"status": 401, "obj": error_body("authentication_error", "no")}
         self.assertEqual(self.doctor(provider={"accounts": []}), (0, self.GOOD.replace(
