@@ -877,7 +877,7 @@ class Outcome(NamedTuple):
     ``x-should-retry: false``; ``transparent`` means the client's own credential;
     ``repeatable`` is false for a request that must not be done twice.  ``says`` is
     what an error body is about (:func:`error_topic`), ``ready_in`` the seconds
-    that the upstream asks to wait, ``limits`` what it told of them.
+    that the upstream asks to wait, ``limits`` what it told of them (ToldLimits), if anything.
     """
 
     kind: str
@@ -887,7 +887,7 @@ class Outcome(NamedTuple):
     repeatable: bool = True
     says: str = ""
     ready_in: Optional[float] = None
-    limits: Mapping[str, Any] = {}
+    limits: Any = None
 
 
 class Usage:
@@ -1645,6 +1645,8 @@ LIMIT_PREFIX = "anthropic-ratelimit-"
 MAX_LIMIT_HEADER_CHARS = len(LIMIT_PREFIX) + 40 + len("-remaining")
 LIMIT_HEADER = re.compile(
     LIMIT_PREFIX + r"([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+# A remaining count of 0, or the status "rejected": what can use a limit up, and little else.
+MAY_BE_USED_UP = re.compile("-(?:remaining:0|status:r)")
 LIMIT_STATUS = re.compile("[a-z_]{1,30}")
 UNIFIED_LIMIT = "unified"
 # Paid use beyond a subscription: while it is allowed, a rejected limit rejects nothing.
@@ -1690,16 +1692,48 @@ def limit_member(key: str) -> tuple[str, str]:
 
 def used_up(limits: Mapping[str, RateLimit]) -> list[RateLimit]:
     """The limits that leave nothing; a window of the unified limit is not one by itself."""
-    if not any(limit.remaining == 0 or limit.status for limit in limits.values()):
-        return []
     paid = limits.get(OVERAGE_LIMIT, RateLimit()).status.startswith("allowed")
     return [limit for name, limit in limits.items()
             if not name.startswith(UNIFIED_LIMIT + "-")
             and (limit.rejected and not paid or limit.remaining == 0)]
 
 
-def told_wait(headers: Headers, limits: Mapping[str, RateLimit],
-              wall_now: float) -> Optional[float]:
+class ToldLimits:
+    """The lines in which an answer tells of its account's limits, and when it came.
+
+    They are worked out once somebody asks (30 us): that is who looks at an account,
+    and the next call where something may be used up, which one look tells.
+    """
+
+    __slots__ = ("_pairs", "_wall_now", "_found", "_may_be_used_up")
+
+    def __init__(self, pairs: list[tuple[str, str]], wall_now: float) -> None:
+        self._pairs, self._wall_now = pairs, wall_now
+        self._found: Optional[dict[str, RateLimit]] = None
+        text = "\n".join(map(":".join, pairs)).lower()
+        self._may_be_used_up = MAY_BE_USED_UP.search(text) is not None
+        if len(text) > MAX_KEPT_HEAD_BYTES:
+            self.by_name()  # what is kept has a bound in bytes, too
+
+    def by_name(self) -> dict[str, RateLimit]:
+        """What :func:`rate_limits` makes of them."""
+        if self._found is None:
+            self._found = rate_limits(Headers(self._pairs), self._wall_now)
+            self._pairs = []
+        return self._found
+
+    def used_up(self) -> Sequence[RateLimit]:
+        """The limits that leave nothing."""
+        return used_up(self.by_name()) if self._may_be_used_up else ()
+
+
+def told_limits(headers: Headers, wall_now: float) -> Optional[ToldLimits]:
+    """What an answer tells of limits, None for nothing."""
+    pairs = list(compress(headers.pairs, map(LIMIT_HEADER.fullmatch, headers.keys)))
+    return ToldLimits(pairs, wall_now) if pairs else None
+
+
+def told_wait(headers: Headers, limits: Optional[ToldLimits], wall_now: float) -> Optional[float]:
     """How long an answer asks to wait: ``retry-after``, else the limits' resets, else None.
 
     Of several resets the latest of those that are used up counts, else the soonest.
@@ -1707,11 +1741,13 @@ def told_wait(headers: Headers, limits: Mapping[str, RateLimit],
     told = retry_after_seconds(headers, wall_now)
     if told is not None:
         return told
-    resets = [limit.reset_in for limit in used_up(limits) if limit.reset_in is not None]
+    if limits is None:
+        return None
+    resets = [limit.reset_in for limit in limits.used_up() if limit.reset_in is not None]
     if resets:
         return max(resets)
-    return min((limit.reset_in for limit in limits.values() if limit.reset_in is not None),
-               default=None)
+    return min((limit.reset_in for limit in limits.by_name().values()
+                if limit.reset_in is not None), default=None)
 
 
 def retry_after_text(seconds: float) -> str:
@@ -5576,7 +5612,7 @@ class AccountState:
         # Where it stands in the strategy weighted (stride scheduling).
         self.turn = 0.0
         # As the newest answer told them, and when that came.
-        self.limits: Mapping[str, RateLimit] = {}
+        self.limits: Optional[ToldLimits] = None
         self.limits_told = -math.inf
         self.last_error = ""
 
@@ -5598,20 +5634,27 @@ class AccountState:
                 held = max(held, self.starts[0] + 60.0 - now)
         return held
 
-    def is_busy(self, account: Account) -> bool:
-        """Whether it waits for calls to end, nobody knows how long."""
-        return self.probing or (
-            account.max_concurrent is not None and self.in_flight >= account.max_concurrent)
-
-    def hard_seconds(self, account: Account, now: float) -> float:
-        """How long until it may be asked at all."""
-        wait = max(self.hard_until - now, self.held_seconds(account, now))
-        if now >= self.hard_until and self.probing:
-            wait = max(wait, PROBE_LOOK_SECONDS)
+    def delay(self, account: Account, now: float) -> tuple[float, float]:
+        """Seconds until it may be asked, and how many one would rather wait for another."""
+        wait = rank = 0.0
+        if now < self.hard_until:
+            if self.out:
+                return math.inf, 0.0
+            wait = self.hard_until - now
+        elif self.probing:
+            wait = PROBE_LOOK_SECONDS
+        if account.max_concurrent is not None or account.requests_per_minute is not None:
+            wait = max(wait, self.held_seconds(account, now))
         since = now - self.ramp_from
         if 0 <= since < RAMP_SECONDS and self.ramp_started > since / RAMP_STEP_SECONDS:
             wait = max(wait, self.ramp_started * RAMP_STEP_SECONDS - since)
-        return max(0.0, wait)
+        # Nobody knows how long it waits for calls to end.
+        if self.probing or (
+                account.max_concurrent is not None and self.in_flight >= account.max_concurrent):
+            rank = RATHER_WAIT_SECONDS
+        elif now < self.soft_until:
+            rank = min(self.soft_until - now, RATHER_WAIT_SECONDS)
+        return wait, rank
 
     def start(self, account: Account, now: float) -> bool:
         """One more request begins; whether it is the probe."""
@@ -5670,16 +5713,31 @@ class AccountState:
             # It has recovered before its time, so the ramp begins now and not then.
             self.ramp_from, self.ramp_started = max(self.hard_until, now), 1
 
+    def learn(self, limits: Optional[ToldLimits], now: float) -> None:
+        """Keep what an answer told of the limits; what is used up rests, softly."""
+        if limits is None:
+            return
+        self.limits, self.limits_told = limits, now
+        used = limits.used_up()
+        resets = [limit.reset_in for limit in used if limit.reset_in is not None] if used else ()
+        if resets and max(resets) > 0:
+            until = now + min(max(resets), MAX_REST_SECONDS)
+            if any(limit.rejected for limit in used):
+                self.hard_until = max(self.hard_until, until)
+            self.soft_until = max(self.soft_until, until)
+            self.ramp_from, self.ramp_started = max(self.hard_until, self.soft_until), 0
+
     def as_dict(self, now: float) -> dict:
         """For people: seconds are from now."""
         until = max(self.hard_until, self.soft_until)
+        limits = self.limits.by_name() if self.limits is not None else {}
         return {
             "state": self.name(now),
             "ready_in_seconds": round(max(0.0, until - now), 3),
             "in_flight": self.in_flight,
             "last_error": self.last_error,
             "limits": {name: limit.as_dict(now - self.limits_told)
-                       for name, limit in self.limits.items()},
+                       for name, limit in limits.items()},
         }
 
 
@@ -5689,30 +5747,18 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "secret", "began", "state", "is_probe")
+    __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state", "is_probe")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState) -> None:
-        account = candidate.account
         self.candidate = candidate
+        # Members and no properties: they are asked for some twenty times a request.
+        self.provider = candidate.provider
+        self.account = account = candidate.account
+        self.name = candidate.name
         self.secret = account.secret if account is not None else None
         self.began = began
         self.state = state
         self.is_probe = False
-
-    @property
-    def provider(self) -> Provider:
-        """Whom to call."""
-        return self.candidate.provider
-
-    @property
-    def account(self) -> Optional[Account]:
-        """Whose credential; None is the client's own."""
-        return self.candidate.account
-
-    @property
-    def name(self) -> str:
-        """Provider and account, as logs and errors name them."""
-        return self.candidate.name
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
@@ -5794,19 +5840,11 @@ class AccountPool:
     def _delay(self, candidate: Candidate, again_at: Mapping[tuple[str, str], float],
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
-        wait = max(0.0, again_at.get(candidate.key, now) - now)
-        was_tried = candidate.key in again_at
-        if candidate.account is None:
-            return wait, 2 * RATHER_WAIT_SECONDS if was_tried else 0.0
-        state = self._state(candidate)
-        if state.name(now) == "out":
-            return math.inf, 0.0
-        wait = max(wait, state.hard_seconds(candidate.account, now))
-        if was_tried:
-            return wait, 2 * RATHER_WAIT_SECONDS
-        if state.is_busy(candidate.account):
-            return wait, RATHER_WAIT_SECONDS
-        return wait, min(max(0.0, state.soft_until - now), RATHER_WAIT_SECONDS)
+        account = candidate.account
+        wait, rank = self._state(candidate).delay(account, now) if account else (0.0, 0.0)
+        if candidate.key in again_at and wait < math.inf:
+            return max(wait, again_at[candidate.key] - now), 2 * RATHER_WAIT_SECONDS
+        return wait, rank
 
     def _own(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float],
              now: float) -> Optional[Candidate]:
@@ -5839,10 +5877,6 @@ class AccountPool:
         # behind a heavier one, since its turn moves on with the others'.
         return turn, -candidate.weight
 
-    @staticmethod
-    def _share(candidate: Candidate, strategy: str) -> float:
-        """How far one request moves a candidate back (stride scheduling)."""
-        return 1.0 / candidate.weight if strategy == "weighted" else 1.0
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
         state = self._state(candidate)
@@ -5852,7 +5886,8 @@ class AccountPool:
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
         self._turn = max(state.turn, self._turn)
-        state.turn = self._turn + self._share(candidate, strategy)
+        # How far one request moves it back (stride scheduling).
+        state.turn = self._turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
         return lease
 
     def _state(self, candidate: Candidate) -> AccountState:
@@ -5896,33 +5931,53 @@ class AccountPool:
 
     # -- what came of it
 
-    def answered(self, lease: Lease, wanted: Wanted, limits: Mapping[str, RateLimit] = {},
-                 whole: bool = True) -> None:
-        """The account serves this request; its conversation stays with it.
-
-        An answer that is not ``whole`` yet is ``completed`` later.
-        """
+    def answered(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None) -> None:
+        """The account serves this request with a stream, which is ``completed`` later."""
         now = self._monotonic()
         with self._lock:
-            if wanted.session and wanted.paces:
-                self._bind(wanted, lease.candidate, now)
+            self._serves(lease, wanted, limits, False, now)
+
+    def served(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None) -> None:
+        """The same with an answer that is whole: the call is over."""
+        now = self._monotonic()
+        with self._lock:
+            self._serves(lease, wanted, limits, True, now)
+            self._back(lease)
+
+    def _serves(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits], whole: bool,
+                now: float) -> None:
+        """The conversation stays with who serves it."""
+        if wanted.session and wanted.paces:
+            self._bind(wanted, lease.candidate, now)
+        if self._unknown_models:
             model = wanted.models.get(lease.provider.name, "")
             self._unknown_models.pop((lease.provider.name, model), None)
-            if wanted.paces:
-                self._proved(lease, whole, now)
-                self._learn(lease.state, limits, now)
+        if wanted.paces:
+            self._proved(lease, limits, whole, now)
 
     @staticmethod
-    def _proved(lease: Lease, whole: bool, now: float) -> None:
+    def _proved(lease: Lease, limits: Optional[ToldLimits], whole: bool, now: float) -> None:
         """The account works, whatever the upstream thinks of the request."""
         lease.state.answered(lease.began, lease.is_probe, whole, now)
         lease.is_probe = False
+        lease.state.learn(limits, now)
 
     def completed(self, lease: Lease, wanted: Wanted) -> None:
         """A stream has ended well: only now its account's failures in a row are over."""
         with self._lock:
             if wanted.paces and lease.began >= lease.state.failed_at:
                 lease.state.in_a_row.clear()
+            self._back(lease)
+
+    def _back(self, lease: Lease) -> None:
+        """The call is over."""
+        state = lease.state
+        assert state.in_flight > 0 or lease.account is None, "released more often than taken"
+        if lease.account is not None:
+            state.in_flight -= 1
+        self._leases_count -= 1
+        if lease.is_probe:
+            state.probing = False
 
     def again(self, lease: Lease) -> None:
         """The same lease makes one more call."""
@@ -5946,38 +6001,19 @@ class AccountPool:
         now = self._monotonic()
         with self._lock:
             state = lease.state
-            assert state.in_flight > 0 or lease.account is None, "released more often than taken"
-            if lease.account is not None:
-                state.in_flight -= 1
-            self._leases_count -= 1
-            if lease.is_probe:
-                state.probing = False
+            self._back(lease)
             if decision is None or outcome is None:
                 return 0.0
-            if wanted.paces:
-                self._learn(state, outcome.limits, now)
             if decision.case == "unknown_model" and wanted.paces:
                 self._exclude(lease, wanted, now)
-            if decision.case in PROVING_CASES and wanted.paces:
-                self._proved(lease, True, now)
+            if wanted.paces and decision.case in PROVING_CASES:
+                self._proved(lease, outcome.limits, True, now)
+            elif wanted.paces:
+                state.learn(outcome.limits, now)
             if decision.cooldown is None or not (wanted.paces or decision.case != "rate_limited"):
                 return 0.0
             state.last_error = decision.case
             return state.rest(decision, outcome.ready_in, lease.began, now)
-
-    def _learn(self, state: AccountState, limits: Mapping[str, RateLimit], now: float) -> None:
-        """Keep what an answer told of the limits; what is used up rests, softly."""
-        if not limits:
-            return
-        state.limits, state.limits_told = limits, now
-        used = used_up(limits)
-        resets = [limit.reset_in for limit in used if limit.reset_in is not None]
-        if resets and max(resets) > 0:
-            until = now + min(max(resets), MAX_REST_SECONDS)
-            if any(limit.rejected for limit in used):
-                state.hard_until = max(state.hard_until, until)
-            state.soft_until = max(state.soft_until, until)
-            state.ramp_from, state.ramp_started = max(state.hard_until, state.soft_until), 0
 
     def _exclude(self, lease: Lease, wanted: Wanted, now: float) -> None:
         model = wanted.models.get(lease.provider.name, "")
@@ -11972,8 +12008,12 @@ class Engine:
         decision, response = result.decision, result.response
         if response is not None and decision.action in ("relay", "mend"):
             if isinstance(response.body, bytes):
-                # A refusal that ends the attempts says when to come back, too.
-                self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
+                outcome = result.outcome
+                if outcome.status < 400:
+                    self.accounts.served(lease, attempts.wanted, outcome.limits)
+                else:
+                    # A refusal that ends the attempts says when to come back, too.
+                    self._told(lease, decision, attempts.failed(lease, decision, outcome))
             return self._given(exchange, lease, response)
         self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
         return Failure(lease, decision, result.error, response)
@@ -12068,7 +12108,7 @@ class Engine:
         is an answer with the status of its type.  Raises UpstreamError.
         """
         self._take_over(exchange, lease)
-        limits = rate_limits(upstream.headers, self._wall_clock())
+        limits = told_limits(upstream.headers, self._wall_clock())
         outcome = Outcome("answer", upstream.status, transparent=lease.account is None,
                           repeatable=exchange.plan.repeatable, limits=limits)
         if upstream.status >= 400:
@@ -12084,8 +12124,8 @@ class Engine:
         answer = self._answer(exchange, lease, upstream)
         if isinstance(answer, HttpResponse):
             exchange.record.first_byte_seconds = self._monotonic() - exchange.began
-            self.accounts.answered(lease, exchange.attempts.wanted, limits,
-                                   isinstance(answer.body, bytes))
+            if not isinstance(answer.body, bytes):
+                self.accounts.answered(lease, exchange.attempts.wanted, limits)
             return outcome, answer
         refusal = error_answer(lease, upstream, answer)
         assert isinstance(refusal.body, bytes)
@@ -12263,9 +12303,10 @@ class Engine:
         body.close()
         wanted, outcome = exchange.attempts.wanted, body.outcome(lease.account is None)
         if outcome is None:
-            if not ended:
+            if ended:
+                self.accounts.release(lease, wanted)
+            else:
                 self.accounts.completed(lease, wanted)
-            self.accounts.release(lease, wanted)
             return
         decision = decide(outcome)
         self._told(lease, decision, self.accounts.release(lease, wanted, decision, outcome))

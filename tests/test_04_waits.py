@@ -183,7 +183,9 @@ class RateLimitsTest(unittest.TestCase):
                 limits = gw.rate_limits(limit_headers((name, value)), NOW)
                 self.assertEqual(limits.get("requests", gw.RateLimit()), gw.RateLimit())
                 self.assertEqual(gw.used_up(limits), [])
-                self.assertIsNone(gw.told_wait(gw.Headers([]), limits, NOW))
+                told = gw.told_limits(limit_headers((name, value)), NOW)
+                self.assertEqual((list(told.used_up()), told.by_name()), ([], limits))
+                self.assertIsNone(gw.told_wait(gw.Headers([]), told, NOW))
 
     def test_other_headers_are_no_limits(self):
         for name in ("anthropic-ratelimit-", "anthropic-ratelimit-requests",
@@ -233,6 +235,30 @@ class UsedUpTest(unittest.TestCase):
             with self.subTest(name):
                 limits = gw.rate_limits(limit_headers(*rows), NOW)
                 self.assertEqual(gw.used_up(limits), [limits[name] for name in names])
+                told = gw.told_limits(limit_headers(*rows), NOW)
+                self.assertEqual(list(told.used_up()), [limits[name] for name in names])
+
+    def test_one_look_misses_nothing(self):
+        """Whatever the lines are: the same as when all of them are worked out."""
+        chance = random.Random(5)
+        for _ in range(3000):
+            rows = [("%s-%s" % (chance.choice(["requests", "Tokens", "unified", "unified-5h",
+                                               "unified-overage", "0", "a b", "x" * 41]),
+                                chance.choice(["remaining", "Remaining", "status", "STATUS", "reset",
+                                               "limit", "utilization", "remaining-0"])),
+                     chance.choice(["0", "00", "0.0", "0.", "0x", "7", "-0", "rejected", "Rejected",
+                                    "reject", "allowed", "allowed_warning", "1700000600", "", "soon"]))
+                    for _ in range(chance.randrange(7))]
+            expected = gw.rate_limits(limit_headers(*rows), NOW)
+            told = gw.told_limits(limit_headers(*rows), NOW)
+            with self.subTest(rows):
+                self.assertEqual(list(told.used_up()) if told else [], gw.used_up(expected))
+                self.assertEqual(told.by_name() if told else {}, expected)
+
+    def test_what_is_kept_of_long_lines_is_what_they_say(self):
+        told = gw.told_limits(limit_headers(
+            ("requests-limit", "5"), *(("requests-reset", "x" * 9999) for _ in range(9))), NOW)
+        self.assertEqual((told.by_name(), told._pairs), ({"requests": gw.RateLimit(5.0)}, []))
 
 
 class ToldWaitTest(unittest.TestCase):
@@ -263,7 +289,7 @@ class ToldWaitTest(unittest.TestCase):
     def test_table(self):
         for name, told, rows, seconds in self.TABLE:
             with self.subTest(name):
-                limits = gw.rate_limits(limit_headers(*rows), NOW)
+                limits = gw.told_limits(limit_headers(*rows), NOW)
                 self.assertEqual(gw.told_wait(headers(**told), limits, NOW), seconds)
 
 

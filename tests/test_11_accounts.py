@@ -30,6 +30,14 @@ def answer(status, **told):
     return gw.Outcome("answer", status, **told)
 
 
+def told(**limits):
+    """What an answer tells of limits, given as RateLimits by name; in the form it has there."""
+    return gw.told_limits(gw.Headers([
+        ("anthropic-ratelimit-%s-%s" % (name.replace("_", "-"), member), "%s" % value)
+        for name, limit in limits.items() for member, value in zip(
+            ("limit", "remaining", "reset", "status"), limit) if value not in (None, "")]), 0.0)
+
+
 def names(found):
     return [each.name for each in found]
 
@@ -74,8 +82,7 @@ class PoolTestCase(unittest.TestCase):
         """One call that is answered; its lease's name."""
         lease = lease or self.lease(wanted, strategy)
         self.clock.advance(seconds)
-        self.pool.answered(lease, wanted)
-        self.pool.release(lease, wanted)
+        self.pool.served(lease, wanted)
         return lease.name
 
     def shown(self, wanted, place=0):
@@ -203,9 +210,7 @@ class LimitsTest(PoolTestCase):
 
     def learn(self, wanted, **limits):
         lease = self.lease(wanted)
-        self.pool.answered(lease, wanted, {name.replace("_", "-"): limit
-                                           for name, limit in limits.items()})
-        self.pool.release(lease, wanted)
+        self.pool.served(lease, wanted, told(**limits))
 
     def test_shown_as_told(self):
         wanted = self.accounts("a")
@@ -221,6 +226,26 @@ class LimitsTest(PoolTestCase):
         self.assertEqual(self.serve(wanted), "p/b")
         self.clock.advance(10)
         self.assertEqual(self.serve(wanted), "p/a")
+
+    def test_used_up_rests_whatever_the_answer_is(self):
+        limits = told(requests=gw.RateLimit(50.0, 0.0, 10.0))
+        ends = {
+            "whole": lambda lease, wanted: self.pool.served(lease, wanted, limits),
+            "a stream": lambda lease, wanted: (self.pool.answered(lease, wanted, limits),
+                                               self.pool.completed(lease, wanted)),
+            "a stream that breaks": lambda lease, wanted: (
+                self.pool.answered(lease, wanted, limits), self.pool.release(lease, wanted)),
+            "a refusal": lambda lease, wanted: self.pool.release(
+                lease, wanted, gw.decide(answer(400)), answer(400, limits=limits)),
+        }
+        for name, end in ends.items():
+            with self.subTest(name):
+                self.setUp()
+                wanted = self.accounts("a", "b")
+                end(self.lease(wanted), wanted)
+                self.assertEqual(self.pool.in_flight(), 0)
+                self.assertEqual((self.shown(wanted)["state"], self.serve(wanted)),
+                                 ("cooling", "p/b"))
 
     def test_rejected_is_not_asked(self):
         wanted = self.accounts("a")
@@ -740,8 +765,7 @@ class LeaseTest(PoolTestCase):
                         continue
                     outcome = outcomes[(turn + number) % 4]
                     if outcome is None:
-                        self.pool.answered(lease, wanted)
-                        self.pool.release(lease, wanted)
+                        self.pool.served(lease, wanted)
                     else:
                         self.pool.release(lease, wanted, gw.decide(outcome), outcome)
             except Exception as error:  # told below: a thread's own would go unseen

@@ -109,12 +109,12 @@ class OurGateway:
                 continue
             name = step.account.name
             status, headers = yield from self._upstream.call(name)
-            outcome = gw.Outcome("answer", status, ready_in=gw.told_wait(headers, {}, 0.0))
+            outcome = gw.Outcome("answer", status, ready_in=gw.told_wait(headers, None, 0.0))
             decision = gw.decide(outcome)
             if decision.action == "relay":
                 self.pool.answered(step, wanted)
                 yield answer_seconds
-                self.pool.release(step, wanted)
+                self.pool.completed(step, wanted)
                 return status, None, name
             statuses.append(status)
             attempts.failed(step, decision, outcome)

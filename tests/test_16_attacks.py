@@ -138,8 +138,7 @@ class ProbeTest(unittest.TestCase):
         probe = lease()
         self.assertTrue(probe.is_probe)
         fail(long_one, 500)
-        pool.answered(probe, wanted)
-        pool.release(probe, wanted)
+        pool.served(probe, wanted)
         clock.advance(600)
         self.assertIsInstance(pool.acquire(wanted, "failover"), gw.Lease)
 

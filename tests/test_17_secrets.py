@@ -175,7 +175,7 @@ class SecretsTest(unittest.TestCase):
             caught.append(error)
             raise error
 
-        for place in ("upstream_headers", "candidate_providers", "note_answer", "rate_limits"):
+        for place in ("upstream_headers", "candidate_providers", "note_answer", "told_limits"):
             with self.subTest(place), unittest.mock.patch.object(gw, place, fails):
                 with running_gateway(*self.providers(), write=self.lines.append,
                                      **self.settings("text")) as gateway:
