@@ -329,6 +329,8 @@ REQUESTS_SHOWN_DEFAULT = 100
 # less than a client could make up.  What is beyond is counted as "other".
 MAX_SERIES_COUNT = 1000
 MAX_MODELS_COUNTED = 100
+# Kinds of requests that are counted apart before they are added up: a minute has a few.
+MAX_TALLIES = 100
 HISTORY_MINUTES = 60
 # A snapshot shows the oldest; the others are told as a number.
 MAX_LIVE_SHOWN = 100
@@ -914,9 +916,15 @@ class Usage:
             return
         for name, key in self.FIELDS:
             value = usage.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and (
-                    0 <= value <= MAX_USAGE_TOKENS):
+            if type(value) is int and 0 <= value <= MAX_USAGE_TOKENS:  # True is none
                 setattr(self, name, value)
+
+    def add(self, other: Usage) -> None:
+        """Count another one's tokens, too."""
+        self.input += other.input
+        self.output += other.output
+        self.cache_read += other.cache_read
+        self.cache_write += other.cache_write
 
 
 # ---- 4. HTTP message rules ---------------------------------------------------
@@ -6537,6 +6545,12 @@ class Histogram:
         if value > self.maximum:
             self.maximum = value
 
+    def add(self, other: Histogram) -> None:
+        """Count all values of one with the same bounds."""
+        self.counts = list(map(operator.add, self.counts, other.counts))
+        self.total += other.total
+        self.maximum = max(self.maximum, other.maximum)
+
     def quantile(self, share: float) -> Optional[float]:
         """The value that a share of all is below: about, by its place in its bucket.
 
@@ -6559,19 +6573,16 @@ class Totals:
 
     __slots__ = ("requests", "errors", "tokens")
 
-    def __init__(self) -> None:
-        self.requests = self.errors = 0
-        self.tokens = Usage()
+    def __init__(self, requests: int = 0, errors: int = 0, tokens: Optional[Usage] = None) -> None:
+        self.requests = requests
+        self.errors = errors
+        self.tokens = tokens or Usage()
 
-    def add(self, record: RequestRecord, is_error: bool) -> None:
-        """Count one request."""
-        self.requests += 1
-        self.errors += is_error
-        tokens, usage = self.tokens, record.usage
-        tokens.input += usage.input
-        tokens.output += usage.output
-        tokens.cache_read += usage.cache_read
-        tokens.cache_write += usage.cache_write
+    def add(self, other: Totals) -> None:
+        """Count what others made."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.tokens.add(other.tokens)
 
     def as_dict(self) -> dict:
         """For people."""
@@ -6607,14 +6618,42 @@ HISTORY_COLUMNS = ("requests", "errors", "input_tokens", "output_tokens", "cache
                    "cache_write_tokens", "first_byte_p50", "first_byte_p95")
 
 
-def is_error(record: RequestRecord) -> bool:
-    """Whether a request failed; one whose client left did not."""
-    return record.status >= 400 or record.ended == "upstream_broke"
+class Kind(NamedTuple):
+    """What the figures tell requests apart by; ``cases`` are their attempts'."""
+
+    route: str
+    provider: str
+    account: str
+    status: int
+    ended: str
+    model: str
+    cases: tuple[str, ...]
+    minute: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether they failed; those whose client left did not."""
+        return self.status >= 400 or self.ended == "upstream_broke"
 
 
-def is_quiet(record: RequestRecord) -> bool:
+class Tally:
+    """What requests of one kind made, until it is added to what is told."""
+
+    __slots__ = ("requests", "tokens", "seconds", "first_byte")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.tokens = Usage()
+        self.seconds = Histogram(REQUEST_BUCKETS)
+        self.first_byte = Histogram(FIRST_BYTE_BUCKETS)
+
+
+CASE_OF = operator.attrgetter("case")
+
+
+def is_quiet(request: Union[RequestRecord, Kind]) -> bool:
     """Whether it was a probe, or a look at the gateway, that went well."""
-    return record.route in QUIET_ROUTES and record.status < 400
+    return request.status < 400 and request.route in QUIET_ROUTES
 
 
 def bounded_key(table: Mapping[Any, Any], key: Any, other: Any, limit: int) -> Any:
@@ -6625,12 +6664,15 @@ def bounded_key(table: Mapping[Any, Any], key: Any, other: Any, limit: int) -> A
 class Metrics:
     """Counts of finished requests: totals for Prometheus, minutes for the plots.
 
-    Observed once a request, under one lock, a dozen additions; only reading it
-    builds anything.  A reload keeps all of it.
+    Observed once a request, under one lock, in the tally of its kind alone; what that
+    makes of the rest is added up (``_fold``) for whoever reads it and once a minute.  A
+    reload keeps all of it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # In the order of their first requests.
+        self._tallies: dict[Kind, Tally] = {}
         self._requests: dict[tuple[str, str, str, str], int] = {}
         self._attempts: dict[str, int] = {}
         self._ended: dict[str, int] = {}
@@ -6643,53 +6685,78 @@ class Metrics:
 
     def observe(self, record: RequestRecord, now: float) -> None:
         """Count one finished request; ``now`` is monotonic."""
-        status = str(record.status) if record.status in COUNTED_STATUSES else (
-            OTHER if record.status else "none")
-        route = record.route or "none"
-        key = (route, record.provider, record.account, status)
+        kind = Kind(record.route, record.provider, record.account, record.status, record.ended,
+                    record.mapped_model or record.model, tuple(map(CASE_OF, record.attempts)),
+                    int(now // 60))
         with self._lock:
-            key = bounded_key(self._requests, key, (route, OTHER, OTHER, status), MAX_SERIES_COUNT)
-            self._requests[key] = self._requests.get(key, 0) + 1
-            if is_quiet(record):
-                return
-            self._ended[record.ended] = self._ended.get(record.ended, 0) + 1
-            for attempt in record.attempts:
-                self._attempts[attempt.case] = self._attempts.get(attempt.case, 0) + 1
-            self._add(record, is_error(record), int(now // 60))
+            tally = self._tallies.get(kind) or self._new_tally(kind)
+            tally.requests += 1
+            tally.tokens.add(record.usage)
+            tally.seconds.observe(record.seconds)
+            if record.first_byte_seconds is not None:
+                tally.first_byte.observe(record.first_byte_seconds)
 
-    def _add(self, record: RequestRecord, failed: bool, number: int) -> None:
-        minute = self._minutes[number % HISTORY_MINUTES]
-        if minute.number != number:
-            minute = self._minutes[number % HISTORY_MINUTES] = Minute(number)
-        minute.totals.add(record, failed)
-        self._totals.add(record, failed)
-        if not record.attempts:
+    def _new_tally(self, kind: Kind) -> Tally:
+        """What failed before a model was known is not the model's: so it is added up first."""
+        if len(self._tallies) >= MAX_TALLIES or kind.model not in self._models and not kind.failed:
+            self._fold()
+        tally = self._tallies[kind] = Tally()
+        return tally
+
+    def _fold(self) -> None:
+        """Add up what has been counted by kind."""
+        for kind, tally in self._tallies.items():
+            self._add(kind, tally)
+        self._tallies.clear()
+
+    def _add(self, kind: Kind, tally: Tally) -> None:
+        count = tally.requests
+        status = str(kind.status) if kind.status in COUNTED_STATUSES else (
+            OTHER if kind.status else "none")
+        route = kind.route or "none"
+        key = bounded_key(self._requests, (route, kind.provider, kind.account, status),
+                          (route, OTHER, OTHER, status), MAX_SERIES_COUNT)
+        self._requests[key] = self._requests.get(key, 0) + count
+        if is_quiet(kind):
             return
-        self._seconds.observe(record.seconds)
-        if record.first_byte_seconds is not None:
-            self._first_byte.observe(record.first_byte_seconds)
-            minute.first_byte.observe(record.first_byte_seconds)
-        account = bounded_key(self._accounts, (record.provider, record.account), (OTHER, OTHER),
+        self._ended[kind.ended] = self._ended.get(kind.ended, 0) + count
+        for case in kind.cases:
+            self._attempts[case] = self._attempts.get(case, 0) + count
+        minute = self._minutes[kind.minute % HISTORY_MINUTES]
+        if minute.number != kind.minute:
+            minute = self._minutes[kind.minute % HISTORY_MINUTES] = Minute(kind.minute)
+        totals = Totals(count, count if kind.failed else 0, tally.tokens)
+        minute.totals.add(totals)
+        self._totals.add(totals)
+        if not kind.cases:
+            return
+        self._seconds.add(tally.seconds)
+        self._first_byte.add(tally.first_byte)
+        minute.first_byte.add(tally.first_byte)
+        account = bounded_key(self._accounts, (kind.provider, kind.account), (OTHER, OTHER),
                               MAX_SERIES_COUNT)
-        self._accounts.setdefault(account, Totals()).add(record, failed)
+        self._accounts.setdefault(account, Totals()).add(totals)
         # A name that only ever failed is a client's, not a model's.
-        model = bounded_key(self._models, record.mapped_model or record.model, OTHER,
-                            0 if failed else MAX_MODELS_COUNTED)
-        self._models.setdefault(model or OTHER, Totals()).add(record, failed)
+        model = bounded_key(self._models, kind.model, OTHER,
+                            0 if kind.failed else MAX_MODELS_COUNTED)
+        self._models.setdefault(model or OTHER, Totals()).add(totals)
 
     def totals(self) -> dict:
         """Everything since the start."""
         with self._lock:
+            self._fold()
             return self._totals.as_dict()
 
     def of_account(self, provider: str, account: str) -> dict:
         """What one account answered since the start."""
         with self._lock:
+            self._fold()
             return self._accounts.get((provider, account), Totals()).as_dict()
 
     def of_models(self) -> dict[str, dict]:
         """The same by the model that was sent up."""
         with self._lock:
+            self._fold()
             return {model: totals.as_dict() for model, totals in sorted(self._models.items())}
 
     def history(self, now: float) -> dict[str, list]:
@@ -6697,6 +6764,7 @@ class Metrics:
         last = int(now // 60)
         nothing = Minute(-1)
         with self._lock:
+            self._fold()
             rows = []
             for number in range(last - HISTORY_MINUTES + 1, last + 1):
                 minute = self._minutes[number % HISTORY_MINUTES]
@@ -6706,6 +6774,7 @@ class Metrics:
     def text(self, gauges: Gauges) -> bytes:
         """All of it in Prometheus' text format (version 0.0.4)."""
         with self._lock:
+            self._fold()
             tokens = token_counts(self._totals.tokens)
             families = [
                 metric_family("requests_total", "counter", "Requests that have ended.", [

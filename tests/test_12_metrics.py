@@ -151,6 +151,36 @@ class CountTest(unittest.TestCase):
                              record(status=503))
         self.assertEqual(metrics.totals()["errors"], 2)
 
+    def test_more_kinds_than_are_counted_apart(self):
+        metrics = gw.Metrics()
+        count = 3 * gw.MAX_TALLIES
+        for number in range(count):
+            metrics.observe(record(status=200 + number % 7, seconds=float(number)), 60.0 * (number // 9))
+            self.assertLessEqual(len(metrics._tallies), gw.MAX_TALLIES)
+        self.assertEqual(metrics.totals()["requests"], count)
+        self.assertEqual(metrics._tallies, {})
+        self.assertEqual(samples(metrics)["request_seconds_sum"], sum(range(count)))
+        self.assertEqual(sum(metrics.history(60.0 * (count // 9))["requests"]), count)
+
+    def test_figures_are_those_of_the_moment(self):
+        metrics = gw.Metrics()
+        for count in range(1, 5):
+            metrics.observe(record(usage={"output_tokens": 5}), 0.0)
+            told = samples(metrics)
+            self.assertEqual((metrics.totals()["requests"], metrics.of_models()["m"]["requests"],
+                              metrics.of_account("p", "a")["output_tokens"],
+                              metrics.history(0.0)["requests"][-1],
+                              told["request_seconds_count"],
+                              told['upstream_attempts_total{outcome="answered"}']),
+                             (count, count, 5 * count, count, count, count))
+
+    def test_a_failure_before_its_model_was_known_is_not_the_models(self):
+        failed = record(status=500)
+        metrics = metrics_of(failed, record(), failed, failed)
+        told = metrics.of_models()
+        self.assertEqual((told["other"]["errors"], told["m"]["errors"], told["m"]["requests"]),
+                         (1, 2, 3))
+
     def test_threads_lose_nothing(self):
         metrics, each = gw.Metrics(), record(usage={"output_tokens": 1})
         threads = [threading.Thread(target=lambda: [metrics.observe(each, 0.0) for _ in range(500)])
