@@ -143,6 +143,8 @@ MAX_HEAD_BYTES = 64 * 1024
 HEADER_LINES_KEPT = 1024
 HEADS_KEPT = 512
 MAX_KEPT_HEAD_BYTES = 4 * 1024
+# Lists of the names in answers: an upstream has a few.
+ANSWER_NAMES_KEPT = 64
 # Upstreams behind several proxies send more than clients do; http.client
 # refuses the 101st header, which real answers have reached.
 MAX_RESPONSE_HEAD_BYTES = 256 * 1024
@@ -892,17 +894,15 @@ class Outcome(NamedTuple):
     limits: Any = None
 
 
+def told_count(value: Any, before: int) -> int:
+    """A count of tokens as it is told, or what it was before; True is no count."""
+    return value if type(value) is int and 0 <= value <= MAX_USAGE_TOKENS else before
+
+
 class Usage:
     """Token counts of one answer, as the upstream gave them; 0 where it gave none."""
 
     __slots__ = ("input", "output", "cache_read", "cache_write")
-
-    FIELDS = (
-        ("input", "input_tokens"),
-        ("output", "output_tokens"),
-        ("cache_read", "cache_read_input_tokens"),
-        ("cache_write", "cache_creation_input_tokens"),
-    )
 
     def __init__(self) -> None:
         self.input = 0
@@ -914,10 +914,10 @@ class Usage:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
         if not isinstance(usage, dict):
             return
-        for name, key in self.FIELDS:
-            value = usage.get(key)
-            if type(value) is int and 0 <= value <= MAX_USAGE_TOKENS:  # True is none
-                setattr(self, name, value)
+        self.input = told_count(usage.get("input_tokens"), self.input)
+        self.output = told_count(usage.get("output_tokens"), self.output)
+        self.cache_read = told_count(usage.get("cache_read_input_tokens"), self.cache_read)
+        self.cache_write = told_count(usage.get("cache_creation_input_tokens"), self.cache_write)
 
     def add(self, other: Usage) -> None:
         """Count another one's tokens, too."""
@@ -1060,9 +1060,8 @@ def parse_response_head(data: bytes) -> StatusHead:
     Bare LF as a line end is tolerated here, as every client tolerates it.
     """
     text = data.decode("latin-1")
-    if text.count("\r") == text.count("\n") == text.count("\r\n"):
-        lines = text.split("\r\n")
-    else:
+    lines = text.split("\r\n")
+    if not text.count("\r") == text.count("\n") == len(lines) - 1:
         lines = [line.rstrip("\r") for line in text.split("\n")]
     match = STATUS_LINE.fullmatch(lines[0])
     if match is None:
@@ -1512,11 +1511,39 @@ def goes_upstream(key: str) -> bool:
     return key not in NOT_UPSTREAM and not key.startswith(NOT_UPSTREAM_PREFIXES)
 
 
-@lru_cache(maxsize=HEADER_LINES_KEPT)
 def goes_downstream(key: str) -> bool:
     """Whether an upstream's header with this name, in lower case, goes down."""
     return not (key in NOT_DOWNSTREAM or key in OWN_HEADERS
                 or key.startswith(NOT_DOWNSTREAM_PREFIXES))
+
+
+LIMIT_HEADER = re.compile(
+    r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+
+
+class AnswerNames:
+    """What the names of an answer's headers tell, place by place: which of them go down
+    and which tell of limits.
+
+    An upstream's answers differ in their values; their names are looked at once (6 us).
+    """
+
+    __slots__ = ("go_down", "tell_limits")
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self.go_down = list(map(goes_downstream, keys))
+        self.tell_limits = [LIMIT_HEADER.fullmatch(key) is not None for key in keys]
+
+    @staticmethod
+    def of(headers: Headers) -> AnswerNames:
+        """Those of an answer."""
+        keys = tuple(headers.keys)
+        # What is kept has a bound in bytes, too.
+        is_usual = sum(map(len, keys)) <= MAX_KEPT_HEAD_BYTES
+        return known_answer_names(keys) if is_usual else AnswerNames(keys)
+
+
+known_answer_names = lru_cache(maxsize=ANSWER_NAMES_KEPT)(AnswerNames)
 
 
 def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]:
@@ -1527,8 +1554,7 @@ def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]
     dropped = named_by_connection(headers)
     if decoded:
         dropped |= {"content-encoding"}
-    pairs = list(compress(headers.pairs, map(goes_downstream, headers.keys)))
-    forget_long_names(headers, goes_downstream)
+    pairs = list(compress(headers.pairs, AnswerNames.of(headers).go_down))
     return pairs_without(pairs, dropped) if dropped else pairs
 
 
@@ -1648,11 +1674,6 @@ class RateLimit(NamedTuple):
         return {name: value for name, value in told.items() if value is not None}
 
 
-LIMIT_PREFIX = "anthropic-ratelimit-"
-# No longer one fits the pattern; those that do are remembered.
-MAX_LIMIT_HEADER_CHARS = len(LIMIT_PREFIX) + 40 + len("-remaining")
-LIMIT_HEADER = re.compile(
-    LIMIT_PREFIX + r"([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
 # A remaining count of 0, or the status "rejected": what can use a limit up, and little else.
 MAY_BE_USED_UP = re.compile("-(?:remaining:0|status:r)")
 LIMIT_STATUS = re.compile("[a-z_]{1,30}")
@@ -1669,11 +1690,11 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
     """
     told: dict[str, dict[str, Any]] = {}
     for key, (_, value) in zip(headers.keys, headers.pairs):
-        # The cheap look first: most headers tell of other things.
-        if not key.startswith(LIMIT_PREFIX) or len(key) > MAX_LIMIT_HEADER_CHARS:
+        match = LIMIT_HEADER.fullmatch(key)
+        if match is None:
             continue
-        name, member = limit_member(key)
-        if not name or name not in told and len(told) >= MAX_LIMITS_COUNT:
+        name, member = match.groups()
+        if name not in told and len(told) >= MAX_LIMITS_COUNT:
             continue
         known = told.setdefault(name, {})
         if member == "reset":
@@ -1686,16 +1707,6 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
             known[member] = float(value)
     return {name: RateLimit(**members) for name, members in told.items()}
 
-
-@lru_cache(maxsize=256)
-def limit_member(key: str) -> tuple[str, str]:
-    """The limit and what of it a header tells; empty where it tells of none.
-
-    >>> limit_member("anthropic-ratelimit-input-tokens-reset")
-    ('input-tokens', 'reset')
-    """
-    match = LIMIT_HEADER.fullmatch(key)
-    return (match.group(1), match.group(2)) if match is not None else ("", "")
 
 
 def used_up(limits: Mapping[str, RateLimit]) -> list[RateLimit]:
@@ -1737,7 +1748,7 @@ class ToldLimits:
 
 def told_limits(headers: Headers, wall_now: float) -> Optional[ToldLimits]:
     """What an answer tells of limits, None for nothing."""
-    pairs = list(compress(headers.pairs, map(LIMIT_HEADER.fullmatch, headers.keys)))
+    pairs = list(compress(headers.pairs, AnswerNames.of(headers).tell_limits))
     return ToldLimits(pairs, wall_now) if pairs else None
 
 
@@ -5482,6 +5493,7 @@ CASES = (
     Case("client_left", frozenset(["client_left"]), "give_up", about="nobody is there to be told"),
 )
 ANSWERED = Case("answered", frozenset(), "relay", about="everything else")
+RELAYED = Decision(ANSWERED.name, ANSWERED.action)
 # The rows by what they fit, in the table's order.
 CASES_OF: Mapping[Any, Sequence[Case]] = {
     what: [case for case in CASES if what in case.fits]
@@ -5507,6 +5519,8 @@ def decide(outcome: Outcome) -> Decision:
     has another.  A client's own credential has no account that could rest.
     """
     case = case_of(outcome)
+    if case is ANSWERED:
+        return RELAYED
     action = case.action
     if action in ("next", "next_provider"):
         must_stop = (not outcome.repeatable and not case.not_done
@@ -6285,35 +6299,30 @@ class RequestRecord:
         "ended",
     )
 
+    # What stays so of most requests is the class's: half of the time to make one.
+    key = route = model = mapped_model = provider = account = error = stop_reason = ""
+    status = bytes_in = bytes_out = 0
+    seconds = 0.0
+    first_byte_seconds: Optional[float] = None
+    # What an answer of ours kept from being sent, estimated.
+    saved_tokens = 0
+    ended = "complete"
+
     def __init__(self, request_id: str, method: str, started: float) -> None:
         self.id = request_id
         self.method = method
         self.started = started
-        self.key = ""
-        self.route = ""
-        self.model = ""
-        self.mapped_model = ""
-        self.provider = ""
-        self.account = ""
         self.attempts: list[Attempt] = []
         self.edits: list[str] = []
-        self.status = 0
-        self.error = ""
-        self.stop_reason = ""
         self.usage = Usage()
-        self.first_byte_seconds: Optional[float] = None
-        self.seconds = 0.0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        # What an answer of ours kept from being sent, estimated.
-        self.saved_tokens = 0
-        self.ended = "complete"
 
     def as_dict(self) -> dict:
         """The record as JSON; the keys of FIELDS, in their order."""
         computed = {
             "time": utc_text(self.started),
-            "attempts": [attempt._asdict() for attempt in self.attempts],
+            "attempts": [dict(attempt._asdict(), seconds=round(attempt.seconds, 6),
+                              began_seconds=round(attempt.began_seconds, 6))
+                         for attempt in self.attempts],
             "input_tokens": self.usage.input,
             "output_tokens": self.usage.output,
             "cache_read_tokens": self.usage.cache_read,
@@ -7381,6 +7390,11 @@ class UpstreamResponse:
         return self._inflater is not None
 
     @property
+    def over(self) -> bool:
+        """Whether what has been read was surely the last of it."""
+        return self._body.done and self._inflater is None
+
+    @property
     def readable(self) -> bool:
         """Whether the body comes out as text that we could add to, not in some coding."""
         coding = self.headers.get("content-encoding", "identity").lower()
@@ -7835,7 +7849,7 @@ def read_response_head(
     deadline = monotonic() + seconds
     data = b""
     for _ in range(MAX_INTERIM_RESPONSES):
-        end = head_end(data)
+        end = head_end(data) if data else -1
         while end < 0:
             if len(data) > MAX_RESPONSE_HEAD_BYTES:
                 raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
@@ -7924,12 +7938,12 @@ def read_at_most(
     deadline = None if seconds is None else monotonic() + seconds
     while True:
         piece = upstream.read(None if deadline is None else max(0.0, deadline - monotonic()))
-        if not piece:
-            return b"".join(pieces)
         total += len(piece)
         if total > limit_bytes:
             raise UpstreamMalformed("upstream sent more than %d bytes" % limit_bytes)
         pieces.append(piece)
+        if not piece or upstream.over:
+            return b"".join(pieces)
 
 
 # ---- 14. Credential renewal --------------------------------------------------
@@ -11720,7 +11734,7 @@ class Engine:
         self.records.observe(record)
         self.metrics.observe(record, now)
         self._log.record(record)
-        self._learn(exchange)
+        self._learn(exchange, now)
         exchange.heartbeat = None  # it leads back here: a circle would wait for the collector
 
     # -- answered here
@@ -11977,12 +11991,12 @@ class Engine:
                 name: sent._replace(body=None) for name, sent in exchange.plan.bodies.items()})
             exchange.request.let_go()
 
-    def _learn(self, exchange: Exchange) -> None:
+    def _learn(self, exchange: Exchange, now: float) -> None:
         """Let a small request whose real count was told correct the estimate of its model."""
         usage, model = exchange.record.usage, exchange.record.mapped_model
         real = usage.input + usage.cache_read + usage.cache_write
-        if (exchange.body is not None and real and exchange.record.bytes_in <= MAX_CALIBRATED_BYTES
-                and self._calibration.is_due(model, self._monotonic())):
+        if (real and exchange.body is not None and exchange.record.bytes_in <= MAX_CALIBRATED_BYTES
+                and self._calibration.is_due(model, now)):
             self._calibration.observe(
                 model, estimate_tokens(dict(exchange.body, model=model)), real)
 
@@ -12136,9 +12150,8 @@ class Engine:
                 upstream.close()
             decision = decide(outcome)
             exchange.record.attempts.append(Attempt(
-                lease.provider.name, lease.account.name if lease.account else "",
-                outcome.kind, outcome.status, round(self._monotonic() - began, 6),
-                decision.case, round(began - exchange.began, 6)))
+                live.provider, live.account, outcome.kind, outcome.status,
+                self._monotonic() - began, decision.case, began - exchange.began))
         return Result(outcome, decision, response, error)
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
@@ -12255,6 +12268,7 @@ class Engine:
         if not failures:
             raise self._nobody_usable(exchange)
         best = max(reversed(failures), key=lambda failure: failure.rank)
+        exchange.turn_to(best.lease.provider)
         self._take_over(exchange, best.lease)
         told = told_of(exchange, best.lease)
         if hopeless:
@@ -12300,12 +12314,11 @@ class Engine:
 
     def _take_over(self, exchange: Exchange, lease: Lease) -> None:
         """Write into the record who answers."""
-        prepared_body = exchange.plan.bodies[lease.provider.name]
-        exchange.turn_to(lease.provider)
-        exchange.record.provider = lease.provider.name
-        exchange.record.account = lease.account.name if lease.account else ""
-        exchange.record.mapped_model = prepared_body.model
-        exchange.record.edits = [*exchange.edits, *prepared_body.edits]
+        record = exchange.record
+        record.provider, record.account = lease.candidate.key
+        sent = exchange.plan.bodies[record.provider]
+        record.mapped_model = sent.model
+        record.edits = [*exchange.edits, *sent.edits]
 
     def _given(self, exchange: Exchange, lease: Lease, response: HttpResponse) -> HttpResponse:
         """An upstream's answer with our headers; a 429 says when somebody is ready."""
@@ -12352,7 +12365,7 @@ class Engine:
         exchange.live.stage = "streaming"
         if exchange.heartbeat is not None:
             exchange.heartbeat.stop()
-        headers = shown_headers(lease, upstream)
+        headers = shown_headers(maskable_key(lease), upstream)
         if is_stream:
             headers = pairs_without(headers, ("cache-control", "x-accel-buffering"))
             headers.extend(STREAM_HEADERS)
@@ -12700,11 +12713,13 @@ def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provi
 def note_answer(record: RequestRecord, message: Mapping[str, Any], lease: Lease) -> None:
     """Write into the record what a whole answer tells; not a key that it quotes."""
     record.usage.update(message.get("usage"))
-    reason, secret = message.get("stop_reason"), maskable_key(lease)
+    reason = message.get("stop_reason")
     if not isinstance(reason, str):
         reason = ""
-    record.stop_reason = (reason.replace(secret, "*" * len(secret)) if secret
-                          else reason)[:MAX_TOLD_CHARS]
+    elif len(reason) >= MIN_MASKED_CHARS:
+        secret = maskable_key(lease)
+        reason = reason.replace(secret, "*" * len(secret)) if secret else reason
+    record.stop_reason = reason[:MAX_TOLD_CHARS]
 
 
 def status_of_error(event: Mapping[str, Any]) -> int:
@@ -12765,13 +12780,13 @@ def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
     """A collected answer; the account's key is masked should the upstream quote it."""
-    return HttpResponse(upstream.status, shown_headers(lease, upstream), masked(lease, body))
+    secret = maskable_key(lease)
+    return HttpResponse(upstream.status, shown_headers(secret, upstream), masked(secret, body))
 
 
-def shown_headers(lease: Lease, upstream: UpstreamResponse) -> list[tuple[str, str]]:
+def shown_headers(secret: str, upstream: UpstreamResponse) -> list[tuple[str, str]]:
     """The upstream's headers for the client, without the account's key."""
     pairs = downstream_headers(upstream.headers, upstream.decoded)
-    secret = maskable_key(lease)
     if secret and secret in "\n".join(map(VALUE_OF, pairs)):
         pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
     return pairs
@@ -12783,10 +12798,9 @@ def maskable_key(lease: Lease) -> str:
     return secret if len(secret) >= MIN_MASKED_CHARS else ""
 
 
-def masked(lease: Lease, data: bytes) -> bytes:
+def masked(secret: str, data: bytes) -> bytes:
     """Bytes of an answer; the account's key, should it be in them, as so many stars."""
-    secret = maskable_key(lease).encode("ascii")
-    return data.replace(secret, b"*" * len(secret)) if secret else data
+    return data.replace(secret.encode("ascii"), b"*" * len(secret)) if secret else data
 
 
 def has_no_count(response: HttpResponse) -> bool:
@@ -13148,13 +13162,15 @@ class BodyBudget:
         is room for all of it.
         """
         with self._lock:
-            own_limit = max(0, self.limit_bytes - own_bytes)
-            count = min(count, own_limit)
-            needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
-            is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
-            if count and self._held + needed > self.limit_bytes + (
-                    SPARE_BODY_BYTES if is_small else 0):
-                raise busy("too many large requests at once")
+            # As a rule there is room for all of it, and nothing to reckon.
+            if self._held + own_bytes + count + whole_bytes > self.limit_bytes:
+                own_limit = max(0, self.limit_bytes - own_bytes)
+                count = min(count, own_limit)
+                needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
+                is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
+                if count and self._held + needed > self.limit_bytes + (
+                        SPARE_BODY_BYTES if is_small else 0):
+                    raise busy("too many large requests at once")
             self._held += count
             return count
 

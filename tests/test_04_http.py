@@ -875,16 +875,26 @@ class KnownNamesTest(unittest.TestCase):
         self.assertEqual(gw.goes_upstream.cache_info().currsize, 0)
 
     def test_long_names_of_upstreams(self):
-        headers = self.headers()
+        headers, before = self.headers(), gw.known_answer_names.cache_info()
         self.assertEqual(gw.downstream_headers(headers, False), headers.pairs)
-        self.assertEqual(gw.goes_downstream.cache_info().currsize, 0)
+        self.assertIsNone(gw.told_limits(self.headers("anthropic-ratelimit-"), 0.0))
+        self.assertEqual(gw.known_answer_names.cache_info(), before)
+        longest = "anthropic-ratelimit-" + "a" * 40 + "-remaining"
+        told = gw.told_limits(gw.Headers([(longest, "1")]), 0.0)
+        self.assertEqual(list(told.by_name()), ["a" * 40])
 
-    def test_long_names_of_limits(self):
-        before = gw.limit_member.cache_info()
-        self.assertEqual(gw.rate_limits(self.headers(gw.LIMIT_PREFIX), 0.0), {})
-        self.assertEqual(gw.limit_member.cache_info(), before)
-        longest = gw.LIMIT_PREFIX + "a" * 40 + "-remaining"
-        self.assertEqual(list(gw.rate_limits(gw.Headers([(longest, "1")]), 0.0)), ["a" * 40])
+    def test_answers_with_the_same_names(self):
+        """What is remembered of names says nothing of values, nor of other names."""
+        for value in ("1", "0", "7"):
+            headers = gw.Headers([("A", value), ("Set-Cookie", "x"), (
+                "Anthropic-RateLimit-Requests-Remaining", value)])
+            self.assertEqual(gw.downstream_headers(headers, False),
+                             [("A", value), headers.pairs[2]])
+            told = gw.told_limits(headers, 0.0)
+            self.assertEqual(told.by_name(), {"requests": gw.RateLimit(remaining=float(value))})
+            self.assertEqual(bool(told.used_up()), value == "0")
+        self.assertIsNone(gw.told_limits(gw.Headers([("A", "1"), ("Set-Cookie", "x"), (
+            "Anthropic-RateLimit-Requests", "0")]), 0.0))
 
 
 class MergeBetasTest(unittest.TestCase):
