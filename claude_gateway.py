@@ -144,7 +144,7 @@ HEADER_LINES_KEPT = 1024
 HEADS_KEPT = 512
 MAX_KEPT_HEAD_BYTES = 4 * 1024
 # Lists of the names in answers: an upstream has a few.
-ANSWER_NAMES_KEPT = 64
+NAME_LISTS_KEPT = 64
 # Upstreams behind several proxies send more than clients do; http.client
 # refuses the 101st header, which real answers have reached.
 MAX_RESPONSE_HEAD_BYTES = 256 * 1024
@@ -1437,6 +1437,8 @@ class Inflater:
 
 # -- header sets up and down
 
+NO_NAMES: frozenset[str] = frozenset()
+
 
 def named_by_connection(headers: Headers) -> frozenset[str]:
     """The header names that a Connection header makes hop-by-hop (RFC 9110 section 7.6.1).
@@ -1517,45 +1519,45 @@ def goes_downstream(key: str) -> bool:
                 or key.startswith(NOT_DOWNSTREAM_PREFIXES))
 
 
-LIMIT_HEADER = re.compile(
-    r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+class NamePicker:
+    """Picks headers by their names, of which ``picks`` tells.
 
-
-class AnswerNames:
-    """What the names of an answer's headers tell, place by place: which of them go down
-    and which tell of limits.
-
-    An upstream's answers differ in their values; their names are looked at once (6 us).
+    The answers of an upstream differ in their values: which places are picked is asked
+    once for each list of names (9 us an answer).
     """
 
-    __slots__ = ("go_down", "tell_limits")
+    def __init__(self, picks: Callable[[str], Any]) -> None:
+        self._picks = picks
+        self._known: dict[tuple[Any, ...], list[Any]] = {}
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self.go_down = list(map(goes_downstream, keys))
-        self.tell_limits = [LIMIT_HEADER.fullmatch(key) is not None for key in keys]
-
-    @staticmethod
-    def of(headers: Headers) -> AnswerNames:
-        """Those of an answer."""
-        keys = tuple(headers.keys)
-        # What is kept has a bound in bytes, too.
-        is_usual = sum(map(len, keys)) <= MAX_KEPT_HEAD_BYTES
-        return known_answer_names(keys) if is_usual else AnswerNames(keys)
-
-
-known_answer_names = lru_cache(maxsize=ANSWER_NAMES_KEPT)(AnswerNames)
+    def __call__(self, headers: Headers, less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
+        """Its headers of an answer, without those of the names in ``less``."""
+        key = tuple(headers.keys), less
+        places = self._known.get(key)
+        if places is None:
+            places = [name not in less and self._picks(name) for name in headers.keys]
+            # What is kept has a bound in bytes, too.
+            if sum(map(len, headers.keys)) + sum(map(len, less)) <= MAX_KEPT_HEAD_BYTES:
+                if len(self._known) >= NAME_LISTS_KEPT:
+                    self._known.clear()
+                self._known[key] = places
+        return list(compress(headers.pairs, places))
 
 
-def downstream_headers(headers: Headers, decoded: bool) -> list[tuple[str, str]]:
-    """The upstream's end-to-end headers, duplicates kept, less what is ours.
+LIMIT_HEADER = re.compile(
+    r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+going_downstream = NamePicker(goes_downstream)
+telling_limits = NamePicker(LIMIT_HEADER.fullmatch)
+
+
+def downstream_headers(headers: Headers, decoded: bool,
+                       less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
+    """The upstream's end-to-end headers, duplicates kept, less what is ours, and ``less``.
 
     ``decoded`` says that the body's Content-Encoding has been undone.
     """
-    dropped = named_by_connection(headers)
-    if decoded:
-        dropped |= {"content-encoding"}
-    pairs = list(compress(headers.pairs, AnswerNames.of(headers).go_down))
-    return pairs_without(pairs, dropped) if dropped else pairs
+    less |= named_by_connection(headers)
+    return going_downstream(headers, less | {"content-encoding"} if decoded else less)
 
 
 def pairs_without(
@@ -1748,7 +1750,7 @@ class ToldLimits:
 
 def told_limits(headers: Headers, wall_now: float) -> Optional[ToldLimits]:
     """What an answer tells of limits, None for nothing."""
-    pairs = list(compress(headers.pairs, AnswerNames.of(headers).tell_limits))
+    pairs = telling_limits(headers)
     return ToldLimits(pairs, wall_now) if pairs else None
 
 
@@ -7390,8 +7392,8 @@ class UpstreamResponse:
         return self._inflater is not None
 
     @property
-    def over(self) -> bool:
-        """Whether what has been read was surely the last of it."""
+    def at_end(self) -> bool:
+        """Whether all of the body has been read: the next ``read`` can only tell so."""
         return self._body.done and self._inflater is None
 
     @property
@@ -7942,7 +7944,7 @@ def read_at_most(
         if total > limit_bytes:
             raise UpstreamMalformed("upstream sent more than %d bytes" % limit_bytes)
         pieces.append(piece)
-        if not piece or upstream.over:
+        if not piece or upstream.at_end:
             return b"".join(pieces)
 
 
@@ -11031,6 +11033,9 @@ def find_routes(path: str) -> Optional[Mapping[str, Route]]:
 
 # Nobody on the way is to buffer a stream.
 STREAM_HEADERS = (("Cache-Control", "no-cache, no-transform"), ("X-Accel-Buffering", "no"))
+# What of an upstream's headers they take the place of.
+REPLACED_HEADERS = frozenset(name.lower() for name, _ in STREAM_HEADERS)
+REPLACED_BY_DOOR = REPLACED_HEADERS | {"content-type"}
 # What is told of this moment, or of one key's requests.
 NEVER_STORED = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
@@ -12365,12 +12370,13 @@ class Engine:
         exchange.live.stage = "streaming"
         if exchange.heartbeat is not None:
             exchange.heartbeat.stop()
-        headers = shown_headers(maskable_key(lease), upstream)
+        replaced = NO_NAMES
         if is_stream:
-            headers = pairs_without(headers, ("cache-control", "x-accel-buffering"))
+            replaced = REPLACED_HEADERS if exchange.door is MESSAGES_DOOR else REPLACED_BY_DOOR
+        headers = shown_headers(maskable_key(lease), upstream, replaced)
+        if is_stream:
             headers.extend(STREAM_HEADERS)
             if exchange.door is not MESSAGES_DOOR:
-                headers = pairs_without(headers, ("content-type",))
                 headers.append(("Content-Type", exchange.door.stream_type))
         self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
@@ -12784,9 +12790,10 @@ def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpR
     return HttpResponse(upstream.status, shown_headers(secret, upstream), masked(secret, body))
 
 
-def shown_headers(secret: str, upstream: UpstreamResponse) -> list[tuple[str, str]]:
+def shown_headers(secret: str, upstream: UpstreamResponse,
+                  less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
     """The upstream's headers for the client, without the account's key."""
-    pairs = downstream_headers(upstream.headers, upstream.decoded)
+    pairs = downstream_headers(upstream.headers, upstream.decoded, less)
     if secret and secret in "\n".join(map(VALUE_OF, pairs)):
         pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
     return pairs

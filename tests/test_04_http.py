@@ -875,10 +875,15 @@ class KnownNamesTest(unittest.TestCase):
         self.assertEqual(gw.goes_upstream.cache_info().currsize, 0)
 
     def test_long_names_of_upstreams(self):
-        headers, before = self.headers(), gw.known_answer_names.cache_info()
+        headers, before = self.headers(), (
+            set(gw.going_downstream._known), set(gw.telling_limits._known))
         self.assertEqual(gw.downstream_headers(headers, False), headers.pairs)
         self.assertIsNone(gw.told_limits(self.headers("anthropic-ratelimit-"), 0.0))
-        self.assertEqual(gw.known_answer_names.cache_info(), before)
+        gw.downstream_headers(gw.Headers([("Connection", "z" * gw.MAX_KEPT_HEAD_BYTES)]), False)
+        self.assertEqual((set(gw.going_downstream._known), set(gw.telling_limits._known)), before)
+        for number in range(2 * gw.NAME_LISTS_KEPT):
+            gw.downstream_headers(gw.Headers([("A%d" % number, "1")]), False)
+            self.assertLessEqual(len(gw.going_downstream._known), gw.NAME_LISTS_KEPT)
         longest = "anthropic-ratelimit-" + "a" * 40 + "-remaining"
         told = gw.told_limits(gw.Headers([(longest, "1")]), 0.0)
         self.assertEqual(list(told.by_name()), ["a" * 40])

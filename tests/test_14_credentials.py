@@ -306,6 +306,8 @@ class CommandTest(RenewalTest):
 class FakeResponse:
     """As much of an UpstreamResponse as is read."""
 
+    at_end = False
+
     def __init__(self, status, body, headers=()):
         self.status = status
         self.headers = gw.Headers(headers)
