@@ -845,11 +845,10 @@ class HttpResponse:
         before = self._on_close
 
         def both(ended: str) -> None:
-            if before is not None:
-                before(ended)
+            before(ended)
             on_close(ended)
 
-        self._on_close = both
+        self._on_close = on_close if before is None else both
         return self
 
 
@@ -2495,10 +2494,15 @@ def parse_message_request(body: bytes) -> JsonDocument:
 def json_object(body: bytes) -> Optional[dict]:
     """The JSON object that a whole answer is, or None: a cut one does not parse."""
     try:
-        value = json.loads(body.decode("utf-8"))
+        text = body.decode("utf-8").strip(" \t\n\r")
+        value, end = ANSWER_DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and end == len(text) else None
+
+
+# json.loads would ask for its options, and look for spaces with two expressions: a third more.
+ANSWER_DECODER = json.JSONDecoder()
 
 
 def event_object(event: SseEvent) -> Optional[dict]:
@@ -2510,14 +2514,11 @@ def event_object(event: SseEvent) -> Optional[dict]:
     return value if isinstance(value, dict) else None
 
 
-def checked_answer(headers: Headers, body: bytes) -> dict:
+def checked_answer(body: bytes) -> dict:
     """The object in the body of a 2xx: anything else is a log-in page, or cut.
 
-    Raises UpstreamMalformed.  What we cannot decode is the client's to judge.
+    Raises UpstreamMalformed.
     """
-    coding = headers.get("content-encoding", "identity").lower()
-    if coding not in ("identity", *Inflater.CODINGS):
-        return {}
     value = json_object(body)
     if value is None:
         raise UpstreamMalformed("upstream answered with something that is not a message")
@@ -6113,6 +6114,10 @@ class Attempts:
     ``failed`` and gives its lease back, any other is released by who relays it.
     """
 
+    calls_count = 0
+    waited_seconds = _renewing_seconds = 0.0
+    _over = False
+
     def __init__(
         self,
         pool: AccountPool,
@@ -6122,8 +6127,6 @@ class Attempts:
         monotonic: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
-        self.calls_count = 0
-        self.waited_seconds = 0.0
         self.wanted = wanted
         self._pool = pool
         self._strategy = routing.strategy
@@ -6133,8 +6136,6 @@ class Attempts:
         self._again_at: dict[tuple[str, str], float] = {}
         self._failures: dict[tuple[str, str], int] = {}
         self._hopeless: set[tuple[str, str]] = set()
-        self._renewing_seconds = 0.0
-        self._over = False
 
     def step(self) -> Union[Lease, float, None]:
         """What to do now: call with a lease, wait so many seconds, or nothing any more."""
@@ -7361,9 +7362,10 @@ class ConnectionPool:
 class UpstreamResponse:
     """An upstream's answer: ``status``, ``headers``, and the body by ``read``.
 
-    ``decoded`` says that a Content-Encoding has been undone.  ``close`` returns
-    the connection to the pool where the body was read to its end, else closes
-    it, which is what tells the upstream to stop.
+    ``decoded`` says that a Content-Encoding has been undone, ``readable`` that the body
+    comes out as text that we could add to.  ``close`` returns the connection to the pool
+    where the body was read to its end, else closes it, which is what tells the upstream
+    to stop.
     """
 
     def __init__(
@@ -7383,24 +7385,16 @@ class UpstreamResponse:
         self._idle_seconds = call.timeouts.idle_seconds
         self._wire: Optional[Wire] = wire
         self._release = release
-        coding = head.headers.get("content-encoding").lower()
-        self._inflater = Inflater(coding) if coding in Inflater.CODINGS else None
-
-    @property
-    def decoded(self) -> bool:
-        """Whether the body comes out other than the upstream coded it."""
-        return self._inflater is not None
+        coding = head.headers.get("content-encoding", "identity").lower()
+        self.decoded = coding in Inflater.CODINGS
+        self.readable = self.decoded or coding == "identity"
+        self._inflater = Inflater(coding) if self.decoded else None
 
     @property
     def at_end(self) -> bool:
         """Whether all of the body has been read: the next ``read`` can only tell so."""
         return self._body.done and self._inflater is None
 
-    @property
-    def readable(self) -> bool:
-        """Whether the body comes out as text that we could add to, not in some coding."""
-        coding = self.headers.get("content-encoding", "identity").lower()
-        return self.decoded or coding == "identity"
 
     @property
     def length(self) -> Optional[int]:
@@ -12349,8 +12343,9 @@ class Engine:
             return self._collected(exchange, lease, upstream)
         if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
-            value = checked_answer(upstream.headers, whole)
-            if exchange.record.route in MESSAGE_ROUTES and upstream.readable:
+            # What we cannot decode is the client's to judge.
+            value = checked_answer(whole) if upstream.readable else {}
+            if upstream.readable and exchange.record.route in MESSAGE_ROUTES:
                 if isinstance(value.get("error"), dict):
                     return value  # an error, whatever the status says
                 if not isinstance(value.get("content"), list):
