@@ -191,6 +191,28 @@ class LineWriterTest(unittest.TestCase):
             writer.close()
         self.assertEqual(stream.text, "taken\n(5 log lines lost)\nline 0\nline 1\nline 2\n")
 
+    def test_the_first_line_comes_at_once_and_the_next_ones_together(self):
+        with mock.patch.object(gw, "LOG_PAUSE_SECONDS", 3600.0):
+            stream = Stream()
+            writer = gw.LineWriter(stream)
+            writer("first")
+            stream.attempts.get(timeout=WAIT_SECONDS)
+            for number in range(100):
+                writer("%d" % number)
+            self.assertTrue(stream.attempts.empty())
+            writer.close()  # which ends the pause
+        self.assertEqual(stream.attempts.qsize(), 1)
+        self.assertEqual(stream.text.split("\n"), ["first", *map(str, range(100)), ""])
+
+    def test_after_a_pause_the_next_line_comes(self):
+        stream = Stream()
+        writer = gw.LineWriter(stream)
+        for number in range(3):
+            writer("%d" % number)
+            stream.attempts.get(timeout=WAIT_SECONDS)
+        self.assertEqual(stream.text, "0\n1\n2\n")
+        writer.close()
+
     def test_closing_waits_no_longer_than_it_may(self):
         stream = BlockedStream()
         self.addCleanup(stream.gate.open)
