@@ -895,15 +895,17 @@ class Outcome(NamedTuple):
     limits: Any = None
 
 
-def told_count(value: Any, before: int) -> int:
-    """A count of tokens as it is told, or what it was before; True is no count."""
-    return value if type(value) is int and 0 <= value <= MAX_USAGE_TOKENS else before
-
-
 class Usage:
     """Token counts of one answer, as the upstream gave them; 0 where it gave none."""
 
     __slots__ = ("input", "output", "cache_read", "cache_write")
+
+    FIELDS = (
+        ("input", "input_tokens"),
+        ("output", "output_tokens"),
+        ("cache_read", "cache_read_input_tokens"),
+        ("cache_write", "cache_creation_input_tokens"),
+    )
 
     def __init__(self) -> None:
         self.input = 0
@@ -915,10 +917,10 @@ class Usage:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
         if not isinstance(usage, dict):
             return
-        self.input = told_count(usage.get("input_tokens"), self.input)
-        self.output = told_count(usage.get("output_tokens"), self.output)
-        self.cache_read = told_count(usage.get("cache_read_input_tokens"), self.cache_read)
-        self.cache_write = told_count(usage.get("cache_creation_input_tokens"), self.cache_write)
+        for name, key in self.FIELDS:
+            value = usage.get(key)
+            if type(value) is int and 0 <= value <= MAX_USAGE_TOKENS:  # True is no count
+                setattr(self, name, value)
 
     def add(self, other: Usage) -> None:
         """Count another one's tokens, too."""
@@ -7382,6 +7384,10 @@ class UpstreamResponse:
     to stop.
     """
 
+    decoded, readable = False, True
+    _inflater: Optional[Inflater] = None
+    _told_length: Optional[int] = None
+
     def __init__(
         self,
         call: UpstreamCall,
@@ -7393,22 +7399,23 @@ class UpstreamResponse:
         self.status = head.status
         self.headers = head.headers
         self._body = response_body_decoder(call.verb, head)
-        self._told_length = told_length(head.headers) if call.verb == "HEAD" else None
+        if call.verb == "HEAD":
+            self._told_length = told_length(head.headers)
         self._keep = not wants_close(head.version, head.headers)
         self._rest = rest
         self._idle_seconds = call.timeouts.idle_seconds
         self._wire: Optional[Wire] = wire
         self._release = release
-        coding = head.headers.get("content-encoding", "identity").lower()
-        self.decoded = coding in Inflater.CODINGS
-        self.readable = self.decoded or coding == "identity"
-        self._inflater = Inflater(coding) if self.decoded else None
+        if "content-encoding" in head.headers:
+            coding = head.headers.get("content-encoding").lower()
+            self.decoded = coding in Inflater.CODINGS
+            self.readable = self.decoded or coding == "identity"
+            self._inflater = Inflater(coding) if self.decoded else None
 
     @property
     def at_end(self) -> bool:
         """Whether all of the body has been read: the next ``read`` can only tell so."""
         return self._body.done and self._inflater is None
-
 
     @property
     def length(self) -> Optional[int]:
@@ -12784,10 +12791,11 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
     """Our headers that tell a client who answered."""
-    pairs = [("X-Gateway-Provider", lease.provider.name),
+    provider, account = lease.candidate.key
+    pairs = [("X-Gateway-Provider", provider),
              ("X-Gateway-Attempts", str(exchange.attempts.calls_count))]
     if lease.account is not None:
-        pairs.append(("X-Account-Email", lease.account.name))
+        pairs.append(("X-Account-Email", account))
     if exchange.record.mapped_model:
         pairs.append(("X-Mapped-Model", exchange.record.mapped_model))
     return [*pairs, *exchange.door.headers]
