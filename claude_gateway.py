@@ -943,7 +943,8 @@ BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
                         % MAX_CHUNK_SIZE_DIGITS)
-PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})\r\n" % MAX_CHUNK_SIZE_DIGITS)
+# A number as chunk sizes are written, as a rule.
+PLAIN_CHUNK_SIZE = b"%x".__mod__
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
 # A Content-Length as clients write it; other spellings are read as any header is.
@@ -1108,6 +1109,7 @@ def encode_chunk(data: bytes) -> bytes:
 
 
 LAST_CHUNK = b"0\r\n\r\n"
+LAST_LINES = LAST_CHUNK.split(b"\r\n")
 
 
 @lru_cache(maxsize=2)
@@ -1213,21 +1215,31 @@ class ChunkedBody:
         self._at = 0
         self._remaining = 0
         self._trailer_bytes = 0
+        # Whether a size line comes next, and all that is pending begins with it.
+        self._between = True
         self._step = self._size_line
 
     def feed(self, data: bytes) -> bytes:
         """The payload in ``data``, which may begin and end anywhere."""
-        self._pending += data
-        self._at = 0
+        data = self._pending + data
+        if self._between:
+            # As a rule a read of an event stream is a chunk (0.3 us instead of 5 in steps).
+            size, _, rest = data.partition(b"\r\n")
+            payload = rest[:-2]
+            if payload and size == PLAIN_CHUNK_SIZE(len(payload)) and rest.endswith(b"\r\n"):
+                self._pending = b""
+                return payload
+        self._pending, self._at = data, 0
         pieces: list[bytes] = []
-        if self._step == self._size_line:
+        if self._between:
             self._whole_chunks(pieces)
         while self._at < len(self._pending) and self._step(pieces):
-            pass
+            if self._between and len(pieces) < 2:
+                self._whole_chunks(pieces)
         self._pending = self._pending[self._at:]
         if self.done:
             self.excess, self._pending = self.excess + self._pending, b""
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)
 
     def feed_eof(self) -> None:
         """Raises EOFError unless the last chunk and the trailers have been seen."""
@@ -1235,22 +1247,22 @@ class ChunkedBody:
             raise EOFError("no last chunk")
 
     def _whole_chunks(self, pieces: list[bytes]) -> None:
-        """Take the chunks that are all there: one look each instead of three steps.
+        """Take the chunks that are all there at once, where lines and chunks are the same.
 
-        As a rule a read of an event stream is such a chunk (2 us instead of 8).
+        No payload of theirs has a line end of two bytes, each size is its payload's: what
+        is not so, all in all, is left to the steps (0.2 us a chunk instead of 5).
         """
-        pending, at = self._pending, self._at
-        while True:
-            match = PLAIN_CHUNK_LINE.match(pending, at)
-            if match is None:
-                break
-            start = match.end()
-            end = start + int(match.group(1), 16)
-            if start == end or pending[end:end + 2] != b"\r\n":
-                break
-            pieces.append(pending[start:end])
-            at = end + 2
-        self._at = at
+        lines = self._pending[self._at:].split(b"\r\n")
+        payloads = lines[1:-1:2]
+        if not all(payloads):
+            del payloads[payloads.index(b""):]
+        count = 2 * len(payloads)
+        if lines[:count:2] == list(map(PLAIN_CHUNK_SIZE, map(len, payloads))):
+            pieces += payloads
+            self._at = len(self._pending) - len(b"\r\n".join(lines[count:]))
+            if lines[count:] == LAST_LINES:
+                self._at = len(self._pending)
+                self._end()
 
     # Each step uses what is pending from `_at` on, and says whether the next one
     # may be tried.
@@ -1275,6 +1287,7 @@ class ChunkedBody:
         match = CHUNK_LINE.fullmatch(line)
         if match is None:
             raise ValueError("malformed chunk size")
+        self._between = False
         self._remaining = int(match.group(1), 16)
         self._step = self._data if self._remaining else self._trailer
         return True
@@ -1297,6 +1310,7 @@ class ChunkedBody:
         if len(end) < 2:
             return False
         self._at += 2
+        self._between = True
         self._step = self._size_line
         return True
 
@@ -1310,9 +1324,13 @@ class ChunkedBody:
         if line:
             parse_header_lines([line.decode("latin-1")])
             return True
-        self.done = True
-        self._step = self._nothing
+        self._end()
         return False
+
+    def _end(self) -> None:
+        self.done = True
+        self._between = False
+        self._step = self._nothing
 
     def _nothing(self, pieces: list[bytes]) -> bool:
         return False

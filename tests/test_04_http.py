@@ -440,6 +440,9 @@ class ChunkedBodyTest(unittest.TestCase):
             "trailers": (b"5\r\nhello\r\n0\r\nA: b\r\nC: d\r\n\r\n", b"hello"),
             "line ends as payload": (b"6\r\n\r\n0\r\n\r\r\n0\r\n\r\n", b"\r\n0\r\n\r"),
             "a last chunk as payload": (b"5\r\n0\r\n\r\n\r\n0\r\n\r\n", b"0\r\n\r\n"),
+            "chunks as payload": (b"a\r\n1\r\nh\r\n1\r\no\r\n0\r\n\r\n", b"1\r\nh\r\n1\r\no"),
+            "a line end in one of many": (b"2\r\nhe\r\n2\r\n\r\n\r\n1\r\no\r\n0\r\n\r\n", b"he\r\no"),
+            "sizes of two ways": (b"1\r\nh\r\n02\r\nel\r\n2;a\r\nlo\r\n0\r\n\r\n", b"hello"),
         }
         for name, (data, payload) in table.items():
             for excess in (b"", b"\r", b"GET / HTTP/1.1\r\n"):
@@ -448,6 +451,14 @@ class ChunkedBodyTest(unittest.TestCase):
                         decoder = gw.ChunkedBody()
                         self.assertEqual(fed(decoder, pieces), payload)
                         self.assertEqual((decoder.done, decoder.excess), (True, excess))
+
+    def test_chunks_that_look_like_lines_take_no_look_at_all_of_them_each(self):
+        decoder, looks = gw.ChunkedBody(), []
+        whole_chunks = decoder._whole_chunks
+        decoder._whole_chunks = lambda pieces: looks.append(1) or whole_chunks(pieces)
+        self.assertEqual(decoder.feed(b"2\r\n\r\n\r\n" * 1000 + b"2\r\na"), b"\r\n" * 1000 + b"a")
+        self.assertEqual(decoder.feed(b"b\r\n" + b"2\r\n\r\n\r\n" * 1000), b"b" + b"\r\n" * 1000)
+        self.assertLess(len(looks), 6)
 
     def test_payload_comes_out_as_soon_as_it_is_there(self):
         decoder = gw.ChunkedBody()
