@@ -813,8 +813,8 @@ class HttpResponse:
     ``length`` is the body's length in bytes where it is known.  An iterable that
     raises UpstreamError ends the connection without a proper end of the body.
     ``close(ended)`` is called exactly once by whoever wrote the answer; ``ended``
-    is "" when all of it was written.  ``ready`` says that the first chunk is there
-    already: it then goes down together with the head.
+    is "" when all of it was written.  ``ready`` says that the next chunk, or the end,
+    is there already: it then goes down together with what is before it.
     """
 
     __slots__ = ("status", "headers", "body", "length", "close_connection", "ready", "_on_close")
@@ -833,7 +833,7 @@ class HttpResponse:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.close_connection = close_connection
-        self.ready = False
+        self.ready: Callable[[], Any] = bool
         self._on_close = on_close
 
     def close(self, ended: str = "") -> None:
@@ -11417,7 +11417,6 @@ class Served:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.auth_mode = config.auth_mode
         self.keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
         self.key_settings = {key.name: key for key in config.auth.api_keys}
         self.models = [model_listing(model, provider.owned_by, provider.name)
@@ -12417,7 +12416,7 @@ class Engine:
         answer = HttpResponse(upstream.status, headers, body,
                               None if is_stream else upstream.length,
                               partial(self._stream_over, exchange, lease, body))
-        answer.ready = body.has_held
+        answer.ready = body.is_ready
         return answer
 
     def _stream_over(self, exchange: Exchange, lease: Lease, body: RelayBody, ended: str) -> None:
@@ -12542,14 +12541,15 @@ class RelayBody:
         self._mask = KeyMask(maskable_key(lease))
         self._tracker = StreamTracker() if is_messages else None
         self._held = b""
+        # How long to wait for the next bytes; None for as long as the settings say.
+        self._patience: Optional[float] = None
         self._read_bytes = 0
         self._ended = False
         self._error: Optional[UpstreamError] = None
 
-    @property
-    def has_held(self) -> bool:
-        """Whether something was held back and now waits to go down."""
-        return bool(self._held)
+    def is_ready(self) -> bool:
+        """Whether the next piece, or the end, comes without waiting."""
+        return self._ended or bool(self._held)
 
     def tokens_so_far(self) -> dict[str, int]:
         """For who watches from another thread: the output is a guess until the stream ends."""
@@ -12583,27 +12583,24 @@ class RelayBody:
             self._observe(chunk)
             total += len(chunk)
         self._held = b"".join(pieces)
-        if self._ended:
+        if self._ended and not tracker.content_started:
             self._check_complete()
         return None if tracker.content_started else tracker.error
 
     def _read(self) -> bytes:
-        """The next bytes to go down; sets ``_ended`` at the end of the body."""
-        data = self._upstream.read(self._patience())
+        """The next bytes to go down; sets ``_ended`` where they are the last ones."""
+        data = self._upstream.read(self._patience)
         self._read_bytes += len(data)
-        self._ended = not data
-        return self._mask.feed(data) if data else self._mask.close()
-
-    def _patience(self) -> Optional[float]:
-        """How long to wait for the next bytes; None for as long as the settings say."""
-        return None
+        self._ended = not data or self._upstream.at_end
+        data = self._mask.feed(data)
+        return data + self._mask.close() if self._ended else data
 
     def _translated(self, chunk: bytes) -> bytes:
         """What goes down of the next bytes: the very same."""
         return chunk
 
     def _observe(self, chunk: bytes) -> None:
-        """Look at bytes that have gone down."""
+        """Look at bytes that go down."""
         if self._tracker is not None:
             self._tracker.feed(chunk)
 
@@ -12626,12 +12623,15 @@ class RelayBody:
                 yield piece
             while not self._ended:
                 chunk = self._read()
-                piece = self._translated(chunk)
+                piece, is_last = self._translated(chunk), self._ended
+                if is_last:
+                    self._observe(chunk)  # it waits for the end, to go down with it
                 if piece:
                     record.bytes_out += len(piece)
                     yield piece
-                # Looked at after it went down: the client waits for nothing of it.
-                self._observe(chunk)
+                if not is_last:
+                    # Looked at after it went down: the client waits for nothing of it.
+                    self._observe(chunk)
             self._check_complete()
             piece = self._ending()
         except UpstreamError as error:
@@ -12705,16 +12705,14 @@ class ChatBody(RelayBody):
                     tracker.look(SseEvent("error", plain_json(chat.failure)))
                 break  # what trails behind it is nobody's
         if chat.complete:
+            # Nothing comes behind the end but the end of the body.
+            self._patience = END_SECONDS
             return b"".join([*frames, self._ending()])
         if tracker.blind:
             raise UpstreamMalformed("an event of the upstream's stream is larger than %d bytes"
                                     % MAX_SSE_EVENT_BYTES)
         # Pieces that are kept for later (a custom tool's input) must not look like silence.
         return b"".join(frames) or (PING_COMMENT if frames else b"")
-
-    def _patience(self) -> Optional[float]:
-        """Nothing comes behind the end but the end of the body."""
-        return END_SECONDS if self._chat.complete else None
 
     def _observe(self, chunk: bytes) -> None:
         """It was looked at when it was translated."""
@@ -12873,13 +12871,14 @@ class KeyMask:
 
     def feed(self, data: bytes) -> bytes:
         """What may go down of the held bytes and these."""
-        if not self._secret:
+        if not self._secret or not data:
             return data
         if self._held:
             data = self._held + data
-        if self._secret in data:
+        # Not ``in``: for bytes it raises, and catches, an error of its own first (0.1 us).
+        if data.find(self._secret) >= 0:
             data = data.replace(self._secret, b"*" * len(self._secret))
-        if data[-1:] not in self._secret:
+        if data[-1] not in self._secret:
             self._held = b""  # as a rule: an event ends in LF
             return data
         first = self._secret[:1]
@@ -13436,18 +13435,29 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         elif isinstance(response.body, bytes):
             self._client.send(head + response.body, seconds)
         else:
-            chunks = iter(response.body)
-            if response.ready:
-                # One packet, and one call that other threads get in between at, less.
-                first = next(chunks, b"")
-                head += encode_chunk(first) if first and framing.chunked else first
-            if head:
-                self._client.send(head, seconds)
-            for chunk in chunks:
-                self._send_piece(framing, chunk)
-            if framing.chunked:
-                self._client.send(LAST_CHUNK, seconds)
+            self._write_pieces(response, response.body, framing, head)
         return framing.keep
+
+    def _write_pieces(self, response: HttpResponse, pieces: Iterable[bytes], framing: Framing,
+                      data: bytes) -> None:
+        """A body that comes in pieces, ``data`` before it: each as soon as it is there.
+
+        What is there at once goes down at once: one packet, and one call that other
+        threads get in between at, less for the head and for the end of a stream.
+        """
+        seconds, send, ready = self._timeouts.client_seconds, self._client.send, response.ready
+        if data and not ready():
+            send(data, seconds)
+            data = b""
+        for piece in pieces:
+            data += encode_chunk(piece) if framing.chunked else piece
+            if not ready():
+                send(data, seconds)
+                data = b""
+        if framing.chunked:
+            data += LAST_CHUNK
+        if data:
+            send(data, seconds)
 
     def _linger(self) -> None:
         """Read on for a while before closing: a reset would take the answer with it."""

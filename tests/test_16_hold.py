@@ -89,6 +89,28 @@ class BeforeContentTest(HoldTest):
             gates[1].open()
             self.assertEqual(rest_of(client), b"".join(good_events("a")[2:]))
 
+    def test_head_and_first_events_are_a_packet_and_last_events_and_end_another(self):
+        gate, sends, send = support.Gate(), [], gw.ClientConnection.send
+
+        def act(connection, request):
+            connection.send(support.SSE_HEAD + support.chunk(START + CONTENT))
+            gate.wait("the client to have the first content")
+            connection.send(support.chunk(b"".join(good_events("a")[2:])) + support.LAST_CHUNK)
+            return True
+
+        def recorded(client, data, seconds):
+            sends.append(data)
+            send(client, data, seconds)
+
+        with mock.patch.object(gw.ClientConnection, "send", recorded):
+            with play({"a": [act]}) as played, played.client() as client:
+                client.read_head()
+                self.assertEqual(client.read_chunk(), START + CONTENT)
+                gate.open()
+                self.assertEqual(rest_of(client), b"".join(good_events("a")[2:]))
+        self.assertEqual(len(sends), 2)
+        self.assertTrue(sends[1].endswith(support.LAST_CHUNK))
+
     def test_moves_on_unseen(self):
         table = {
             "error at once": faulty.stream_of([ERROR_EVENT]),

@@ -359,6 +359,29 @@ class AnswerTest(unittest.TestCase):
         self.assertEqual((chunked.chunks, chunked.complete), ([b"ab", b"c"], True))
         self.assertEqual((plain.body, plain.header("connection")), (b"abc", "close"))
 
+    def test_what_is_there_already_goes_down_at_once(self):
+        table = {
+            (False, False, False): [b"head", b"2\r\nab\r\n", b"1\r\nc\r\n", b"0\r\n\r\n"],
+            (True, False, True): [b"head2\r\nab\r\n", b"1\r\nc\r\n0\r\n\r\n"],
+            (True, True, True): [b"head2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"],
+        }
+        application, send = Recorder(), gw.ClientConnection.send
+        for there, packets in table.items():
+            answer, sends = gw.HttpResponse(200, [], iter([b"ab", b"c"])), []
+            answer.ready = iter(there).__next__
+            application.answer = lambda answer=answer: answer
+
+            def recorded(client, data, seconds, sends=sends):
+                sends.append(data)
+                send(client, data, seconds)
+
+            with self.subTest(there), unittest.mock.patch.object(gw.ClientConnection, "send", recorded):
+                with serving(application) as (server, _):
+                    (told,) = sent(server, GET + b"Connection: close\r\n\r\n")
+                head = sends[0].partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+                self.assertEqual([sends[0].replace(head, b"head")] + sends[1:], packets)
+                self.assertEqual((told.body, told.complete), (b"abc", True))
+
     def test_body_that_breaks_never_looks_whole(self):
         def breaks():
             yield b"ab"
