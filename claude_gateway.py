@@ -1975,6 +1975,10 @@ def preflight_headers(headers: Headers) -> list[tuple[str, str]]:
 
 # ---- 5. Server-sent events ---------------------------------------------------
 
+CR, LF = b"\r\n"
+# An event as it is sent as a rule: its type, its data.
+PLAIN_EVENT = re.compile(rb"event: ?([^\n]*)\ndata: ?([^\n]*)")
+
 
 class SseDecoder:
     """Event stream bytes to events (WHATWG HTML section 9.2), any split, linear time.
@@ -1989,8 +1993,8 @@ class SseDecoder:
         self._max_event_bytes = max_event_bytes
         self._fragments: list[bytes] = []
         self._fragments_bytes = 0
-        self._skip_line_feed = False
-        self._ends_line = True
+        # The last byte that was fed, of which CR and LF mean something.
+        self._last = LF
         self._at_start = True
 
     def feed(self, data: bytes) -> list[SseEvent]:
@@ -2001,20 +2005,18 @@ class SseDecoder:
         """The text of the events that ``data`` completes, each to be parsed, or not."""
         if not data:
             return []
-        data = self._with_line_feeds(data)
+        last, self._last = self._last, data[-1]
+        if last == CR or CR in data:
+            data = with_line_feeds(data, last == CR)
         if self.overflowed:
             return []
-        crosses = data.startswith(b"\n") and self._fragments and self._fragments[-1].endswith(b"\n")
-        if not crosses and b"\n\n" not in data:
-            self._keep(data)
-            return []
-        if self._fragments:
-            self._fragments.append(data)
-            data = b"".join(self._fragments)
-            self._fragments, self._fragments_bytes = [], 0
-        if self._at_start:
-            self._at_start = False
-            data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+        if self._fragments or self._at_start:
+            crosses = data.startswith(b"\n") and self._fragments and (
+                self._fragments[-1].endswith(b"\n"))
+            if not crosses and data.find(b"\n\n") < 0:
+                self._keep(data)
+                return []
+            data = self._joined(data)
         *blocks, rest = data.split(b"\n\n")
         # Counted with the LF of its last line, as it is in fragments: the bound must
         # not hang on where the reads end.
@@ -2023,7 +2025,8 @@ class SseDecoder:
                 if len(block) >= self._max_event_bytes:
                     self.overflowed = True
                     return blocks[:index]
-        self._keep(rest)
+        if rest:
+            self._keep(rest)
         return blocks
 
     def between_events(self) -> bytes:
@@ -2035,18 +2038,16 @@ class SseDecoder:
         """
         if not self._fragments and not self.overflowed:
             return b""
-        return (b"" if self._ends_line else b"\n") + b"event: ping\n\n"
+        # After a lone CR our LF completes a CRLF: the line is then ended, too.
+        return (b"" if self._last == LF else b"\n") + b"event: ping\n\n"
 
-    def _with_line_feeds(self, data: bytes) -> bytes:
-        """CR and CRLF become LF, also where a read ended between the two."""
-        # Looked at before the LF of a split CRLF goes.  After a lone CR our LF
-        # completes a CRLF: the line is then ended, too.
-        self._ends_line = data.endswith(b"\n")
-        if self._skip_line_feed and data.startswith(b"\n"):
-            data = data[1:]
-        self._skip_line_feed = data.endswith(b"\r")
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    def _joined(self, data: bytes) -> bytes:
+        """The beginning of an event that was kept, with what follows it."""
+        data = b"".join([*self._fragments, data])
+        self._fragments, self._fragments_bytes = [], 0
+        if self._at_start:
+            self._at_start = False
+            data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
         return data
 
     def _keep(self, fragment: bytes) -> None:
@@ -2060,6 +2061,9 @@ class SseDecoder:
 
     def parse(self, block: bytes) -> Optional[SseEvent]:
         """The event that a block is; None for one without data, such as a comment."""
+        plain = PLAIN_EVENT.fullmatch(block)
+        if plain is not None:
+            return SseEvent(plain.group(1).decode("utf-8", "replace") or "message", plain.group(2))
         event_type = b""
         data = []
         for line in block.split(b"\n"):
@@ -2073,6 +2077,13 @@ class SseDecoder:
         if not data:
             return None
         return SseEvent(event_type.decode("utf-8", "replace") or "message", b"\n".join(data))
+
+
+def with_line_feeds(data: bytes, follows_cr: bool) -> bytes:
+    """CR and CRLF become LF, also where a read ended between the two (``follows_cr``)."""
+    if follows_cr and data.startswith(b"\n"):
+        data = data[1:]
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def encode_sse_event(event_type: str, value: Any) -> bytes:
@@ -2611,12 +2622,13 @@ class StreamTracker:
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        for block in self._decoder.blocks(data):
-            # Nine of ten events are these: known by how they begin (0.2 us instead of 3).
-            if block.startswith(self.SKIPPED_STARTS) and b"\nevent" not in block:
-                self.events_count += 1
-                continue
-            event = self._decoder.parse(block)
+        decoder, starts = self._decoder, self.SKIPPED_STARTS
+        blocks = decoder.blocks(data)
+        # Nine of ten events are skipped: known by how they begin (0.2 us instead of 3).
+        others = [block for block in blocks
+                  if not block.startswith(starts) or block.find(b"\nevent") >= 0]
+        self.events_count += len(blocks) - len(others)
+        for event in map(decoder.parse, others):
             if event is not None:
                 self.look(event)
 
