@@ -12495,19 +12495,14 @@ class Heartbeat(Watch):
         self._monotonic = monotonic
         self._due = monotonic() + hold_seconds
         self._send: Optional[Callable[[bytes], None]] = None
+        # All else is the client's own: no call in between for each event.
+        self.fileno, self.gone = peer.fileno, peer.gone
+        self.rest, self.resume = peer.rest, peer.resume
 
     @property
     def began(self) -> bool:
         """Whether the head has gone."""
         return self._send is not None
-
-    def fileno(self) -> int:
-        """The client's descriptor."""
-        return self._peer.fileno()
-
-    def gone(self) -> bool:
-        """Whether the client has left."""
-        return self._peer.gone()
 
     def beat(self) -> float:
         """Send what is due; the seconds until the next is.  Raises ClientGone."""
@@ -12520,14 +12515,6 @@ class Heartbeat(Watch):
             self._due = self._monotonic() + self._ping_seconds
         return self._due - now
 
-    def rest(self) -> None:
-        """The client's thread waits."""
-        self._peer.rest()
-
-    def resume(self) -> None:
-        """The client's thread goes on."""
-        self._peer.resume()
-
     def begin(self) -> None:
         """Send the head at once, unless it has gone.  Raises ClientGone."""
         if self._send is None:
@@ -12535,8 +12522,9 @@ class Heartbeat(Watch):
             self.beat()
 
     def stop(self) -> None:
-        """The answer itself goes on from here."""
+        """The answer itself goes on from here: no clock is looked at for each event."""
         self._due = math.inf
+        self.beat = self._peer.beat
 
 
 class RelayBody:
