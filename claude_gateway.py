@@ -181,9 +181,9 @@ MAX_INFLATED_STEP_BYTES = 1024 * 1024
 # One event that the stream tracker assembles; larger ones pass, unobserved.
 MAX_SSE_EVENT_BYTES = 32 * 1024 * 1024
 
-# Documents above this are read through a window of so many bytes, which takes a fifth
-# longer where they are small; in its last characters a key, or white space, may be cut.
-LARGE_JSON_BYTES = 2 * 1024 * 1024
+# Documents above this are read through a window of so many bytes, which takes a sixth
+# longer at 1 MB and no longer at 10; in its last characters a key, or white space, may be cut.
+LARGE_JSON_BYTES = 512 * 1024
 JSON_WINDOW_BYTES = 256 * 1024
 JSON_EDGE_CHARS = 1024
 
@@ -7618,8 +7618,8 @@ class PoolingHandler(urllib.request.BaseHandler):
         broken: Optional[OSError] = None
         began = self._monotonic()
         try:
-            sent_all = wire.send(self._request_bytes(call, destination),
-                                 call.timeouts.idle_seconds)
+            sent_all = all(wire.send(piece, call.timeouts.idle_seconds)
+                           for piece in self._request_pieces(call, destination))
         except OSError as error:
             # An upstream that answers early and closes (413, 401) makes sending
             # fail before its answer is read: look for the answer first.
@@ -7648,7 +7648,8 @@ class PoolingHandler(urllib.request.BaseHandler):
         return head, rest
 
     @staticmethod
-    def _request_bytes(call: UpstreamCall, destination: Destination) -> bytes:
+    def _request_pieces(call: UpstreamCall, destination: Destination) -> list[bytes]:
+        """What is sent: all at once, or head and body, so that no large body is copied."""
         target, lines = call.target, call.header_lines
         if destination.proxy is not None and destination.scheme == "http":
             target = call.full_url
@@ -7656,7 +7657,8 @@ class PoolingHandler(urllib.request.BaseHandler):
                 lines += header_lines([("Proxy-Authorization",
                                         destination.proxy.authorization.reveal())])
         start = "%s %s HTTP/1.1\r\n" % (call.verb, target)
-        return b"".join((start.encode("latin-1", "replace"), lines, b"\r\n", call.body))
+        head = b"".join((start.encode("latin-1", "replace"), lines, b"\r\n"))
+        return [head + call.body] if len(call.body) <= READ_BYTES else [head, call.body]
 
     # -- connecting
 

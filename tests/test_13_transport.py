@@ -52,6 +52,27 @@ class TransportCase(unittest.TestCase):
             response.close()
 
 
+class LargeBodyTest(TransportCase):
+
+    def test_is_not_copied_and_arrives_behind_its_head(self):
+        for size, pieces in ((gw.READ_BYTES, 1), (gw.READ_BYTES + 1, 2)):
+            body = bytes(size)
+            sent = []
+            with self.subTest(size), support.ScriptedUpstream() as upstream, \
+                    mock.patch.object(gw.Wire, "send", autospec=True,
+                                      side_effect=self.noted(gw.Wire.send, sent)):
+                self.assertEqual(self.get(upstream, body=body)[0], 200)
+                self.assertEqual(upstream.requests[0].body, body)
+            self.assertEqual(len(sent), pieces)
+            self.assertEqual(sent[-1] is body, pieces == 2)
+
+    def noted(self, send, sent):
+        def noting(wire, data, seconds):
+            sent.append(data)
+            return send(wire, data, seconds)
+        return noting
+
+
 class LeavingWatch(gw.Watch):
     """A client that can be made to leave, by closing the other end of a pair."""
 
