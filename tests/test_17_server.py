@@ -153,6 +153,18 @@ class TurnsTest(unittest.TestCase):
         self.assertEqual(self.waits, [gw.TURN_SECONDS])
         self.assertEqual(len(self.turns._waiting), 0)
 
+    def test_the_first_who_finds_it_stuck_tells_all(self):
+        """And the others sleep on meanwhile: a thousand would have nothing else to do."""
+        self.assertTrue(self.turns.take())
+        with unittest.mock.patch.object(gw, "TURN_SECONDS", 0.2), \
+                unittest.mock.patch.object(gw, "CROWD_SECONDS", 60):
+            sleepers = [self.sleeper() for _ in range(5)]
+            self.assertEqual([sleeper() for sleeper in sleepers], [False] * 5)
+        self.assertEqual(len(self.turns._waiting), 0)
+        self.assertFalse(self.turns.take())
+        self.turns.end()
+        self.assertTrue(self.turns.take())
+
     def test_after_its_end_turns_are_waited_for_again(self):
         self.assertTrue(self.taken())
         self.assertFalse(self.taken())
@@ -163,7 +175,7 @@ class TurnsTest(unittest.TestCase):
 
     def test_who_waits_has_it_when_it_ends(self):
         self.assertTrue(self.turns.take())
-        with unittest.mock.patch.object(gw, "TURN_SECONDS", 60):
+        with unittest.mock.patch.multiple(gw, TURN_SECONDS=60, CROWD_SECONDS=60):
             got = self.sleeper()
             self.turns.end()
             self.assertTrue(got())
@@ -173,7 +185,7 @@ class TurnsTest(unittest.TestCase):
     def test_nobody_is_passed_for_ever(self):
         """Who works and asks again at once may pass the sleepers so often and no more."""
         self.assertTrue(self.turns.take())
-        with unittest.mock.patch.object(gw, "TURN_SECONDS", 60):
+        with unittest.mock.patch.multiple(gw, TURN_SECONDS=60, CROWD_SECONDS=60):
             sleepers = [self.sleeper() for _ in range(3)]
             first = self.turns._waiting[0]
             passes = 0
@@ -204,7 +216,7 @@ class TurnsTest(unittest.TestCase):
                     self.turns.end()
             done.put(True)
 
-        with unittest.mock.patch.object(gw, "TURN_SECONDS", 60):
+        with unittest.mock.patch.multiple(gw, TURN_SECONDS=60, CROWD_SECONDS=60):
             for _ in range(16):
                 threading.Thread(target=work, daemon=True).start()
             for _ in range(16):
