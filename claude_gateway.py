@@ -6738,8 +6738,8 @@ class Metrics:
     """Counts of finished requests: totals for Prometheus, minutes for the plots.
 
     Observed once a request, under one lock, in the tally of its kind alone; what that
-    makes of the rest is added up (``_fold``) for whoever reads it and once a minute.  A
-    reload keeps all of it.
+    makes of the rest is added up (``_fold``) for whoever reads it, and where kinds become
+    many.  A reload keeps all of it.
     """
 
     def __init__(self) -> None:
@@ -6771,7 +6771,9 @@ class Metrics:
 
     def _new_tally(self, kind: Kind) -> Tally:
         """What failed before a model was known is not the model's: so it is added up first."""
-        if len(self._tallies) >= MAX_TALLIES or kind.model not in self._models and not kind.failed:
+        names_model = (kind.cases and not kind.failed and kind.model not in self._models
+                       and len(self._models) < MAX_MODELS_COUNTED)
+        if names_model or len(self._tallies) >= MAX_TALLIES:
             self._fold()
         tally = self._tallies[kind] = Tally()
         return tally
