@@ -1472,7 +1472,7 @@ def named_by_connection(headers: Headers) -> frozenset[str]:
     Less those that are so anyway: "keep-alive" is in most answers, and nothing is left.
     """
     if "connection" not in headers:
-        return frozenset()
+        return NO_NAMES
     return connection_options(",".join(headers.all("connection"))) - HOP_BY_HOP
 
 
@@ -1519,7 +1519,6 @@ def upstream_headers(
                 result.append(unsent.pop(0))
         elif goes_upstream(key) and key not in dropped:
             result.append(pair)
-    forget_long_names(headers, goes_upstream)
     result.extend(unsent)
     result.extend(pair for pair in replaced.values() if pair is not None)
     if extra:
@@ -1527,13 +1526,6 @@ def upstream_headers(
     return result
 
 
-def forget_long_names(headers: Headers, known: Any) -> None:
-    """Empty a cache of names after a head with long ones: it has a bound in bytes, too."""
-    if sum(map(len, headers.keys)) > MAX_KEPT_HEAD_BYTES:
-        known.cache_clear()
-
-
-@lru_cache(maxsize=HEADER_LINES_KEPT)
 def goes_upstream(key: str) -> bool:
     """Whether a client's header with this name, in lower case, goes up as it is."""
     return key not in NOT_UPSTREAM and not key.startswith(NOT_UPSTREAM_PREFIXES)
@@ -1578,10 +1570,7 @@ class NamePicker:
         return list(compress(headers.pairs, places))
 
 
-LIMIT_HEADER = re.compile(
-    r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
 going_downstream = NamePicker(goes_downstream)
-telling_limits = NamePicker(LIMIT_HEADER.fullmatch)
 
 
 def downstream_headers(headers: Headers, decoded: bool,
@@ -1710,6 +1699,9 @@ class RateLimit(NamedTuple):
         return {name: value for name, value in told.items() if value is not None}
 
 
+LIMIT_HEADER = re.compile(
+    r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
+telling_limits = NamePicker(LIMIT_HEADER.fullmatch)
 # A remaining count of 0, or the status "rejected": what can use a limit up, and little else.
 MAY_BE_USED_UP = re.compile("-(?:remaining:0|status:r)")
 LIMIT_STATUS = re.compile("[a-z_]{1,30}")
@@ -1742,7 +1734,6 @@ def rate_limits(headers: Headers, wall_now: float) -> dict[str, RateLimit]:
         elif DECIMAL.fullmatch(value):
             known[member] = float(value)
     return {name: RateLimit(**members) for name, members in told.items()}
-
 
 
 def used_up(limits: Mapping[str, RateLimit]) -> list[RateLimit]:
@@ -5949,7 +5940,6 @@ class AccountPool:
         # By where a request would begin: by its end, who has waited would always be
         # behind a heavier one, since its turn moves on with the others'.
         return turn, -candidate.weight
-
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
         state = self._state(candidate)
