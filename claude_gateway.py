@@ -11608,8 +11608,9 @@ def upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamH
         BetaRule(provider.betas.add + door.betas, provider.betas.drop + sent.drop_betas),
         [(name, value.reveal()) for name, value in provider.headers],
     )
-    pairs = [pair for pair in pairs if not exchange.holds_key(pair[1])
-             and not pair[0].lower().startswith(door.dropped_prefixes)]
+    pairs = [(name, value) for name, value in pairs
+             if (name.lower() == "content-length" or not exchange.holds_key(value))
+             and not name.lower().startswith(door.dropped_prefixes)]
     if sent.body is None:
         return UpstreamHead(target, header_lines(pairs), b"")
     at = [name.lower() for name, _ in pairs].index("content-length")

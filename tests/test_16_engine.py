@@ -130,6 +130,13 @@ class KnownHeadTest(unittest.TestCase):
                         self.assertEqual(client.read_response().status, status)
             self.assertEqual(len(upstream.requests), 2)
 
+    def test_a_key_that_is_a_length_leaves_the_length(self):
+        with support.ScriptedUpstream() as upstream:
+            with running_gateway(provider(upstream), auth={"api_keys": ["0"]}) as gateway:
+                self.assertEqual(200, post(gateway, headers=[("x-api-key", "0"), ("A", "0")]).status)
+        self.assertEqual((upstream.requests[0].body, upstream.requests[0].header("a")),
+                         (MESSAGE, None))
+
     def test_what_is_remembered_has_a_bound(self):
         with unittest.mock.patch.object(gw, "HEADS_KEPT", 3):
             with support.ScriptedUpstream() as upstream:
