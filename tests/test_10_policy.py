@@ -7,7 +7,6 @@ import unittest
 import claude_gateway as gw
 
 HALF_HOUR = 1800.0
-MINUTES_5 = 300.0
 
 # What each case does to an account: the rests after 1, 2, 3 … failures in a row, and
 # whether the upstream's word goes before, it is surely not ready, and it is out.

@@ -6,7 +6,6 @@ import email.utils
 import json
 import os
 import tempfile
-import threading
 import time
 import unittest
 from unittest import mock

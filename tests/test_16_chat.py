@@ -1,8 +1,6 @@
 """Contract section 11 over real sockets: the OpenAI door on the engine that both doors share."""
 
-import contextlib
 import json
-import os
 import threading
 import time
 import unittest
