@@ -47,13 +47,14 @@ One request::
 
     client bytes
       | 17  head, framing plan (4)                     -> HttpRequest (3)
-     16 Engine.handle: id, route, guard, credentials   -> answered here, or
-      |     body under its limit, JSON (6), validation (7), warm-up (8), candidates (11);
+      |     a head that was seen before is looked up, and what follows from it:
+     16 Engine.handle: id, route, guard, credentials (Admission) -> answered here, or
+      |     body under its limit, JSON (6), validation (7), warm-up (8), candidates (11, Routed);
       |     model, thinking and sanitizing (8): the bytes for each provider are
       |     fixed before the first call
       v
      16 attempt loop: Attempts.step() (11) gives a lease, a wait, or the end
-      |  credential in force (14), response = transport.send(call) (13)
+      |  credential in force (14), its head (UpstreamHead), transport.send(call) (13)
       |  a stream is held until its first content; the client gets pings meanwhile
       |  decision = decide(outcome) (10): relay, next, once more, give up
       v  the commit point: after it nothing is tried again
@@ -61,7 +62,7 @@ One request::
       |  breaks ends in one error event
       |  close(), exactly once: upstream closed or pooled, lease released,
       v  record observed (12)
-     17 one write per chunk; a client that left closes the upstream call
+     17 one write per chunk, the end with the last; a client that left closes the upstream call
 
 Laws: a clean body leaves byte for byte as it came; every loop and buffer has a
 bound from section 1; a gateway key never leaves and an account's key never
@@ -838,7 +839,7 @@ class HttpResponse:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.close_connection = close_connection
-        self.ready: Callable[[], Any] = bool
+        self.ready: Callable[[], Any] = bool  # which says False
         self._on_close = on_close
 
     def close(self, ended: str = "") -> None:
@@ -1239,6 +1240,7 @@ class ChunkedBody:
         if self._between:
             self._whole_chunks(pieces)
         while self._at < len(self._pending) and self._step(pieces):
+            # Once more behind the rest of a cut chunk, not after each: that would be quadratic.
             if self._between and len(pieces) < 2:
                 self._whole_chunks(pieces)
         self._pending = self._pending[self._at:]
@@ -2528,6 +2530,10 @@ def parse_message_request(body: bytes) -> JsonDocument:
     return document
 
 
+# json.loads would ask for its options, and look for spaces with two expressions: a third more.
+ANSWER_DECODER = json.JSONDecoder()
+
+
 def json_object(body: bytes) -> Optional[dict]:
     """The JSON object that a whole answer is, or None: a cut one does not parse."""
     try:
@@ -2536,10 +2542,6 @@ def json_object(body: bytes) -> Optional[dict]:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and end == len(text) else None
-
-
-# json.loads would ask for its options, and look for spaces with two expressions: a third more.
-ANSWER_DECODER = json.JSONDecoder()
 
 
 def event_object(event: SseEvent) -> Optional[dict]:
@@ -8118,7 +8120,7 @@ def printed_key(
 
 
 def let_use_all_cores(child: int) -> None:
-    """A process that we start may use what ours may, not the core alone that our threads keep to."""
+    """A process that we start may use all that ours may: our threads' one core is not for it."""
     if hasattr(os, "sched_setaffinity"):
         try:
             # Our process's number is its first thread's, which keeps to no core.
@@ -12541,7 +12543,6 @@ class Heartbeat(Watch):
 
     def stop(self) -> None:
         """The answer itself goes on from here: no clock is looked at for each event."""
-        self._due = math.inf
         self.beat = self._peer.beat
 
 
@@ -12641,13 +12642,13 @@ class RelayBody:
                 yield piece
             while not self._ended:
                 chunk = self._read()
-                piece, is_last = self._translated(chunk), self._ended
-                if is_last:
+                piece = self._translated(chunk)
+                if self._ended:
                     self._observe(chunk)  # it waits for the end, to go down with it
                 if piece:
                     record.bytes_out += len(piece)
                     yield piece
-                if not is_last:
+                if not self._ended:
                     # Looked at after it went down: the client waits for nothing of it.
                     self._observe(chunk)
             self._check_complete()
@@ -13379,7 +13380,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         expectations = self._head.headers.tokens("expect")
         if expectations:
             if [value.lower() for value in expectations] != ["100-continue"]:
-                raise RequestError(417, "the only expectation supported is 100-continue", close=True)
+                raise RequestError(417, "the only expectation supported is 100-continue",
+                                   close=True)
             self._continue_owed = self._head.version == 1
 
     def _read_body(self) -> bytes:
