@@ -2485,15 +2485,16 @@ class Speller:
                 continue
             new, old = value[key], origin[key]
             if new is old or is_same(new, old):
-                segments.append(text[first:last])
+                segments += [text[first:last], ","]
             else:
                 if isinstance(old, list):
                     self.place(old, start)
-                segments.append(text[first:start] + self.spell(new) + text[end:last])
-        if len(value) > len(segments):
-            segments.extend("%s:%s" % (json.dumps(key), self.spell(new))
-                            for key, new in value.items() if key not in places)
-        return "{%s}" % ",".join(segments)
+                segments += [text[first:start], self.spell(new), text[end:last], ","]
+        for key, new in value.items():
+            if key not in places:
+                segments += [json.dumps(key), ":", self.spell(new), ","]
+        # One copy of it all, of which there may be 32 MB, and not two.
+        return "".join(["{", *segments[:-1], "}"])
 
 
 # ---- 7. Anthropic messages ---------------------------------------------------
