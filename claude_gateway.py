@@ -187,6 +187,9 @@ MAX_SSE_EVENT_BYTES = 32 * 1024 * 1024
 LARGE_JSON_BYTES = 512 * 1024
 JSON_WINDOW_BYTES = 256 * 1024
 JSON_EDGE_CHARS = 1024
+# What the window is not for: lists of numbers, and a value that fills most of a document.
+LEAST_WINDOW_VALUE_BYTES = 16
+JSON_WINDOW_LOOKS = 3
 
 # CPython refuses int() above 4,300 digits (CVE-2020-10735); older ones take
 # quadratic time instead.
@@ -2275,8 +2278,8 @@ class JsonWindow:
         return match
 
     def value(self) -> Any:
-        """Read one value.  Raises StopIteration, ValueError."""
-        while True:
+        """Read one value, of a few windows at most.  Raises StopIteration, ValueError."""
+        for _ in range(JSON_WINDOW_LOOKS):
             try:
                 value, end = JSON_DECODER.scan_once(self._text, self._at)
             except (StopIteration, ValueError):
@@ -2287,6 +2290,7 @@ class JsonWindow:
             if end < len(self._text) or not self._more():
                 self._at = end
                 return value
+        raise ValueError("a value larger than the window, or a broken one")
 
     def elements(self) -> Optional[list]:
         """Read a list that is not empty, one value after the other; None for anything else."""
@@ -2377,7 +2381,9 @@ class JsonDocument:
         upstream might take the other.
         """
         self.data = data
-        large = large_json_parts(data) if len(data) > LARGE_JSON_BYTES else None
+        # Of many small values the window's own steps would be the most (five times the time).
+        is_sparse = data.count(b",") * LEAST_WINDOW_VALUE_BYTES <= len(data)
+        large = large_json_parts(data) if len(data) > LARGE_JSON_BYTES and is_sparse else None
         self._at, self.parts, self._end = large or whole_json_parts(data)
         # All top-level values: not to be changed, nor what is in it.
         self.values: dict[str, Any] = dict(map(KEY_AND_VALUE, self.parts))
@@ -3586,9 +3592,9 @@ def marks_of_clean_blocks(blocks: list) -> int:
     marks = 0
     for block in blocks:
         kind = block["type"]
-        if kind in RESULT_TYPES or kind == "text" and (
+        if kind in RESULT_TYPES or kind in THINKING_TYPES or kind == "text" and (
                 not block["text"] or block["text"].isspace()):
-            raise LookupError("blank text, or what may hold some")
+            raise LookupError("thinking, blank text, or what may hold some")
         if "cache_control" in block:
             marks += 1
     return marks
@@ -3723,8 +3729,15 @@ def bare_content(content: Any) -> Any:
         return [[("text", content), ("type", "text")]]
     if not isinstance(content, list):
         return content
-    return [sorted(without_keys(block, "cache_control").items()) if isinstance(block, dict)
+    return [with_sorted_members(without_keys(block, "cache_control")) if isinstance(block, dict)
             else block for block in content]
+
+
+def with_sorted_members(value: Any) -> Any:
+    """A value whose objects' members stand in one order, as pairs."""
+    if isinstance(value, dict):
+        return sorted((key, with_sorted_members(below)) for key, below in value.items())
+    return [with_sorted_members(below) for below in value] if isinstance(value, list) else value
 
 
 # -- background tasks
@@ -17389,18 +17402,19 @@ def one_core() -> Iterator[None]:
     if core is None:
         yield
         return
-    allowed = os.sched_getaffinity(0)
     try:
+        allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {core})
     except OSError:
-        pass  # safe: forbidden here, and only slower
+        yield  # forbidden here, and only slower
+        return
     try:
         yield
     finally:
         try:
             os.sched_setaffinity(0, allowed)
         except OSError:
-            pass  # safe: fewer cores are ours by now, and only the first thread keeps to one
+            pass  # safe: other cores are ours by now, and this thread does little from here on
 
 
 def own_core() -> Optional[int]:

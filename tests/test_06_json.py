@@ -216,8 +216,8 @@ class WindowTest(unittest.TestCase):
 
     def windows(self):
         for size in range(1, 60):
-            with unittest.mock.patch.object(gw, "JSON_WINDOW_BYTES", size), \
-                    unittest.mock.patch.object(gw, "JSON_EDGE_CHARS", 20):
+            with unittest.mock.patch.multiple(gw, JSON_WINDOW_BYTES=size, JSON_EDGE_CHARS=20,
+                                              JSON_WINDOW_LOOKS=9):
                 yield size
 
     def test_gives_what_reading_all_gives(self):
@@ -232,6 +232,23 @@ class WindowTest(unittest.TestCase):
             for size in self.windows():
                 with self.subTest(text=text, size=size):
                     self.assertIsNone(gw.large_json_parts(text.encode("utf-8")))
+
+    def test_a_value_of_many_windows_is_left_to_who_reads_all(self):
+        """Else each of its windows would be read anew, and all of it once more where it is broken."""
+        with unittest.mock.patch.object(gw, "JSON_WINDOW_BYTES", 10):
+            for size in (100, 1000):
+                data = b'{"a":["%s"]}' % (b"x" * size)
+                with unittest.mock.patch.object(gw, "JSON_EDGE_CHARS", 5):
+                    self.assertIsNone(gw.large_json_parts(data))
+
+    def test_many_small_values_are_read_at_once(self):
+        """The window takes some steps of Python's a value, five times the time for numbers."""
+        numbers = b'{"a":[' + b"0," * gw.LARGE_JSON_BYTES + b"0]}"
+        words = b'{"a":[' + b'"some words of a text",' * (gw.LARGE_JSON_BYTES // 16) + b'""]}'
+        for data, calls in ((numbers, 0), (words, 1)):
+            with unittest.mock.patch.object(gw, "large_json_parts", return_value=None) as large:
+                gw.JsonDocument(data)
+            self.assertEqual(large.call_count, calls)
 
     def test_a_cut_sign_is_no_utf_8(self):
         for size in self.windows():

@@ -474,6 +474,9 @@ class PropertyTest(unittest.TestCase):
         body_of(user("a"), assistant(dict(thought(), cache_control={"type": "ephemeral"}))),
         body_of(user("a"), assistant(use("t")), user(result("t", [result("u", [text(" ")])]))),
         body_of(user("a"), assistant(use("t")), user(result("t", [MARKED] * 5))),
+        body_of(user("a"), assistant(use("t")), user(result("t", [
+            {"type": "redacted_thinking", "data": "d", "cache_control": {"type": "ephemeral"}}]))),
+        body_of(user("a"), system=[dict(thought(), cache_control={"type": "ephemeral"})]),
         body_of(user(*[MARKED] * 5)),
         body_of(user("a"), tools=[dict(name="t", cache_control={})] * 5),
         body_of(user(*[MARKED] * 4), cache_control={"type": "ephemeral"}),

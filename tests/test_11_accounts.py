@@ -1070,6 +1070,10 @@ class ConversationKeyTest(unittest.TestCase):
             with self.subTest(body):
                 self.assertEqual(self.key(**body), self.key())
         self.assertEqual(self.key(system="Hello"), self.key(system=[marked]))
+        images = [{"type": "image", "source": source} for source in (
+            {"type": "base64", "data": "x"}, {"data": "x", "type": "base64"})]
+        keys = {self.key(messages=[{"role": "user", "content": [image]}]) for image in images}
+        self.assertEqual(len(keys), 1)
 
     def test_what_makes_one(self):
         image = {"type": "image", "source": {"type": "url", "url": "https://x.example"}}

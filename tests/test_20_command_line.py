@@ -776,7 +776,15 @@ class ServeTest(FolderTest):
             with unittest.mock.patch.object(gw, name, **fault), gw.one_core():
                 pass
         if hasattr(os, "sched_getaffinity"):
+            for name in ("sched_getaffinity", "sched_setaffinity"):
+                with unittest.mock.patch.object(os, name, side_effect=PermissionError(1, "no")), \
+                        gw.one_core():
+                    pass
             before = os.sched_getaffinity(0)
+            with unittest.mock.patch.object(os, "sched_setaffinity",
+                                            side_effect=[None, PermissionError(1, "no")]), \
+                    gw.one_core():
+                pass
             with gw.one_core():
                 self.assertEqual(len(os.sched_getaffinity(0)), 1)
             self.assertEqual(os.sched_getaffinity(0), before)
@@ -805,6 +813,17 @@ class ServeTest(FolderTest):
         for line in lines:
             with self.subTest(line):
                 self.assertIsInstance(json.loads(line), dict)
+
+    def test_threads_that_wait_for_the_interpreter_do_not_ask_every_5_ms(self):
+        """A thousand that did were busy with that alone; only serve may set it for a process."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            with unittest.mock.patch.multiple(gw, settle_memory=unittest.mock.DEFAULT,
+                                              Signals=unittest.mock.DEFAULT), \
+                    unittest.mock.patch.object(sys, "setswitchinterval") as setting:
+                result = self.inside("--demo", "--port", str(taken.getsockname()[1]))
+        self.assertEqual(result.returncode, 1)
+        setting.assert_called_once_with(gw.SWITCH_SECONDS)
 
     def test_port_in_use_is_one_plain_line(self):
         with socket.socket() as holder:
