@@ -854,12 +854,15 @@ class HttpResponse:
     def then(self, on_close: Callable[[str], None]) -> HttpResponse:
         """The same answer with ``on_close`` called after what is already to be called."""
         before = self._on_close
+        if before is None:
+            self._on_close = on_close
+            return self
 
         def both(ended: str) -> None:
             before(ended)
             on_close(ended)
 
-        self._on_close = on_close if before is None else both
+        self._on_close = both
         return self
 
 
@@ -2132,6 +2135,8 @@ JSON_DECODER = json.JSONDecoder(
     parse_float=_bounded_float,
     parse_constant=_no_constant,
 )
+# A value at a place of a text, and where it ends; raw_decode without its own step.
+scan_json: Callable[[str, int], tuple[Any, int]] = getattr(JSON_DECODER, "scan_once")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -2192,7 +2197,7 @@ def json_parts(text: str, at: int) -> tuple[list[JsonPart], int]:
                 raise ValueError("a comma is missing at character %d" % last)
             key, start = json_key(text, last + 1 if parts else last)
         try:
-            value, end = JSON_DECODER.scan_once(text, start)
+            value, end = scan_json(text, start)
         except StopIteration as error:
             raise json.JSONDecodeError("Expecting value", text, error.value) from None
         parts.append((key, value, start, end))
@@ -2281,7 +2286,7 @@ class JsonWindow:
         """Read one value, of a few windows at most.  Raises StopIteration, ValueError."""
         for _ in range(JSON_WINDOW_LOOKS):
             try:
-                value, end = JSON_DECODER.scan_once(self._text, self._at)
+                value, end = scan_json(self._text, self._at)
             except (StopIteration, ValueError):
                 if not self._more():
                     raise
@@ -2388,7 +2393,7 @@ class JsonDocument:
         # All top-level values: not to be changed, nor what is in it.
         self.values: dict[str, Any] = dict(map(KEY_AND_VALUE, self.parts))
         if len(self.values) < len(self.parts):
-            keys = [part[0] for part in self.parts]
+            keys = [str(part[0]) for part in self.parts]
             raise ValueError("the key %s stands twice" % json.dumps(
                 next(key for key in keys if keys.count(key) > 1)[:40]))
 
@@ -8135,7 +8140,7 @@ def printed_key(
 
 def let_use_all_cores(child: int) -> None:
     """A process that we start may use all that ours may: our threads' one core is not for it."""
-    if hasattr(os, "sched_setaffinity"):
+    if sys.platform == "linux" and hasattr(os, "sched_setaffinity"):
         try:
             # Our process's number is its first thread's, which keeps to no core.
             os.sched_setaffinity(child, os.sched_getaffinity(os.getpid()))
@@ -13796,7 +13801,7 @@ class DemoUpstream:
         document = parse_message_request(request.read_body())
         if request.path == "/v1/messages/count_tokens":
             return json_response(200, {"input_tokens": demo_tokens(document.data.decode("utf-8"))})
-        text = demo_text(document.values.get("messages"))
+        text = demo_text(document.values["messages"])
         order = DEMO_ORDER.search(text)
         name, argument, json_text = order.groups() if order else ("", None, None)
         if name in DEMO_STATUSES:
@@ -17399,7 +17404,7 @@ def one_core() -> Iterator[None]:
     """
     shared = getattr(sys, "_is_gil_enabled", lambda: True)()
     core = own_core() if shared and hasattr(os, "sched_setaffinity") else None
-    if core is None:
+    if core is None or sys.platform != "linux":
         yield
         return
     try:
