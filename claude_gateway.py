@@ -182,9 +182,9 @@ MAX_INFLATED_STEP_BYTES = 1024 * 1024
 # One event that the stream tracker assembles; larger ones pass, unobserved.
 MAX_SSE_EVENT_BYTES = 32 * 1024 * 1024
 
-# Documents above this are read through a window of so many bytes, which takes a sixth
+# Documents above this are read through a window of so many bytes, which takes a quarter
 # longer at 1 MB and no longer at 10; in its last characters a key, or white space, may be cut.
-LARGE_JSON_BYTES = 512 * 1024
+LARGE_JSON_BYTES = 2 * 1024 * 1024
 JSON_WINDOW_BYTES = 256 * 1024
 JSON_EDGE_CHARS = 1024
 # What the window is not for: lists of numbers, and a value that fills most of a document.
