@@ -942,6 +942,13 @@ class Usage:
         self.cache_write += other.cache_write
 
 
+def remember(known: dict, key: Any, value: Any, limit_count: int) -> None:
+    """Keep what follows from a key in a dict that is emptied where it would hold more."""
+    if len(known) >= limit_count:
+        known.clear()
+    known[key] = value
+
+
 # ---- 4. HTTP message rules ---------------------------------------------------
 
 # RFC 9110 section 5.6.2 (token), RFC 9112 sections 3 and 5: a single space
@@ -1412,16 +1419,19 @@ def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
 
 def wants_close(version: int, headers: Headers) -> bool:
     """Whether the sender of this head ends the connection after its message."""
-    if "connection" not in headers:
-        return version == 0
-    options = connection_options(",".join(headers.all("connection")))
+    options = connection_options(headers)
     return "close" in options if version else "keep-alive" not in options
 
 
-@lru_cache(maxsize=4)  # "keep-alive" and "close", as a rule; what else comes may be long
-def connection_options(text: str) -> frozenset[str]:
-    """The members of Connection headers, in lower case."""
-    return frozenset(option.strip().lower() for option in text.split(","))
+def connection_options(headers: Headers) -> frozenset[str]:
+    """The members of the Connection headers, in lower case."""
+    return known_options(",".join(headers.all("connection")))
+
+
+@lru_cache(maxsize=4)  # "keep-alive", "close" and none, as a rule; what else comes may be long
+def known_options(text: str) -> frozenset[str]:
+    """The members of a list, in lower case."""
+    return frozenset(filter(None, map(str.strip, text.lower().split(","))))
 
 
 class Inflater:
@@ -1474,14 +1484,17 @@ class Inflater:
 NO_NAMES: frozenset[str] = frozenset()
 
 
+def lower_names(pairs: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """The names of headers, in lower case."""
+    return frozenset(name.lower() for name, _ in pairs)
+
+
 def named_by_connection(headers: Headers) -> frozenset[str]:
     """The header names that a Connection header makes hop-by-hop (RFC 9110 section 7.6.1).
 
     Less those that are so anyway: "keep-alive" is in most answers, and nothing is left.
     """
-    if "connection" not in headers:
-        return NO_NAMES
-    return connection_options(",".join(headers.all("connection"))) - HOP_BY_HOP
+    return connection_options(headers) - HOP_BY_HOP
 
 
 def upstream_headers(
@@ -1530,7 +1543,7 @@ def upstream_headers(
     result.extend(unsent)
     result.extend(pair for pair in replaced.values() if pair is not None)
     if extra:
-        result = pairs_without(result, {name.lower() for name, _ in extra}) + list(extra)
+        result = pairs_without(result, lower_names(extra)) + list(extra)
     return result
 
 
@@ -1572,9 +1585,7 @@ class NamePicker:
             places = [name not in less and self._picks(name) for name in headers.keys]
             # What is kept has a bound in bytes, too.
             if sum(map(len, headers.keys)) + sum(map(len, less)) <= MAX_KEPT_HEAD_BYTES:
-                if len(self._known) >= NAME_LISTS_KEPT:
-                    self._known.clear()
-                self._known[key] = places
+                remember(self._known, key, places, NAME_LISTS_KEPT)
         return list(compress(headers.pairs, places))
 
 
@@ -2386,9 +2397,11 @@ class JsonDocument:
         upstream might take the other.
         """
         self.data = data
+        large = None
         # Of many small values the window's own steps would be the most (five times the time).
-        is_sparse = data.count(b",") * LEAST_WINDOW_VALUE_BYTES <= len(data)
-        large = large_json_parts(data) if len(data) > LARGE_JSON_BYTES and is_sparse else None
+        if len(data) > LARGE_JSON_BYTES and (
+                data.count(b",") * LEAST_WINDOW_VALUE_BYTES <= len(data)):
+            large = large_json_parts(data)
         self._at, self.parts, self._end = large or whole_json_parts(data)
         # All top-level values: not to be changed, nor what is in it.
         self.values: dict[str, Any] = dict(map(KEY_AND_VALUE, self.parts))
@@ -11110,9 +11123,6 @@ def find_routes(path: str) -> Optional[Mapping[str, Route]]:
 
 # Nobody on the way is to buffer a stream.
 STREAM_HEADERS = (("Cache-Control", "no-cache, no-transform"), ("X-Accel-Buffering", "no"))
-# What of an upstream's headers they take the place of.
-REPLACED_HEADERS = frozenset(name.lower() for name, _ in STREAM_HEADERS)
-REPLACED_BY_DOOR = REPLACED_HEADERS | {"content-type"}
 # What is told of this moment, or of one key's requests.
 NEVER_STORED = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 CHALLENGE = (("WWW-Authenticate", 'Bearer realm="claude_gateway"'),)
@@ -11136,6 +11146,9 @@ class Door:
 
     ping = encode_sse_event("ping", {"type": "ping"})
     stream_type = "text/event-stream"
+    # What a stream that is relayed is sent with, and the upstream's headers that go for it.
+    stream_headers: Sequence[tuple[str, str]] = STREAM_HEADERS
+    replaced_headers = lower_names(stream_headers)
     # Whether the client wants no stream although one is asked for.
     collects = False
     # Headers of the client that mean nothing upstream, by how they begin.
@@ -11191,6 +11204,8 @@ class ChatDoor(Door):
 
     ping = PING_COMMENT
     stream_type = "text/event-stream; charset=utf-8"
+    stream_headers = (*STREAM_HEADERS, ("Content-Type", stream_type))
+    replaced_headers = lower_names(stream_headers)
     dropped_prefixes = ("openai-",)
     passes_query = False
 
@@ -11481,7 +11496,7 @@ class Served:
             pass  # the first of its kind
         found = Admission(request, self.config, self.keys)
         if request.kind is not None:
-            remember(self._admissions, request.kind, found)
+            remember(self._admissions, request.kind, found, HEADS_KEPT)
         return found
 
     def routed(self, model: str, route: str = "messages") -> Routed:
@@ -11490,9 +11505,8 @@ class Served:
             return self._routed[model, route]
         except KeyError:
             pass  # the first request for it
-        if len(self._routed) >= MAX_ROUTED_MODELS:
-            self._routed.clear()
-        found = self._routed[model, route] = Routed(self._providers(model, route), model)
+        found = Routed(self._providers(model, route), model)
+        remember(self._routed, (model, route), found, MAX_ROUTED_MODELS)
         return found
 
     def _providers(self, model: str, route: str) -> list[Provider]:
@@ -11501,13 +11515,6 @@ class Served:
                     if provider.enabled and provider.type == "anthropic"][:1]
         return [provider for provider in candidate_providers(self.config, model)
                 if route != "count_tokens" or provider.count_tokens == "upstream"]
-
-
-def remember(known: dict, key: Any, value: Any) -> None:
-    """Keep what follows from a head in a dict that is emptied where it would grow too large."""
-    if len(known) >= HEADS_KEPT:
-        known.clear()
-    known[key] = value
 
 
 class Prepared(NamedTuple):
@@ -12267,7 +12274,7 @@ class Engine:
             pass  # the first of its kind; outside, or faults would carry the key in their context
         found = upstream_head(exchange, lease, sent)
         if exchange.request.kind is not None:
-            remember(known, key, found)
+            remember(known, key, found, HEADS_KEPT)
         return found
 
     def _received(self, exchange: Exchange, lease: Lease,
@@ -12454,14 +12461,11 @@ class Engine:
         exchange.live.stage = "streaming"
         if exchange.heartbeat is not None:
             exchange.heartbeat.stop()
-        replaced = NO_NAMES
+        door = exchange.door
+        headers = shown_headers(maskable_key(lease), upstream,
+                                door.replaced_headers if is_stream else NO_NAMES)
         if is_stream:
-            replaced = REPLACED_HEADERS if exchange.door is MESSAGES_DOOR else REPLACED_BY_DOOR
-        headers = shown_headers(maskable_key(lease), upstream, replaced)
-        if is_stream:
-            headers.extend(STREAM_HEADERS)
-            if exchange.door is not MESSAGES_DOOR:
-                headers.append(("Content-Type", exchange.door.stream_type))
+            headers.extend(door.stream_headers)
         self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
         answer = HttpResponse(upstream.status, headers, body,
@@ -12946,6 +12950,11 @@ class Application(NamedTuple):
     refuse: Callable[[GatewayError, Optional[HttpRequest]], HttpResponse]
 
 
+def has_interpreter_lock() -> bool:
+    """Whether this Python's threads work one at a time, and not side by side."""
+    return getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 class Waiter:
     """A thread that waits for its turn, asleep at its gate."""
 
@@ -12988,7 +12997,7 @@ class Turns:
         # How many had ended when a wait was in vain; until one more has, nobody waits.
         self._stuck_at = -1
         # Threads that run side by side want no turns.
-        self._wanted = getattr(sys, "_is_gil_enabled", lambda: True)()
+        self._wanted = has_interpreter_lock()
 
     def take(self) -> bool:
         """Wait for the turn; whether it was given: it is then to be ended."""
@@ -13251,15 +13260,13 @@ class BodyBudget:
         is room for all of it.
         """
         with self._lock:
-            # As a rule there is room for all of it, and nothing to reckon.
-            if self._held + own_bytes + count + whole_bytes > self.limit_bytes:
-                own_limit = max(0, self.limit_bytes - own_bytes)
-                count = min(count, own_limit)
-                needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
-                is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
-                if count and self._held + needed > self.limit_bytes + (
-                        SPARE_BODY_BYTES if is_small else 0):
-                    raise busy("too many large requests at once")
+            own_limit = max(0, self.limit_bytes - own_bytes)
+            count = min(count, own_limit)
+            needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
+            is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
+            if count and self._held + needed > self.limit_bytes + (
+                    SPARE_BODY_BYTES if is_small else 0):
+                raise busy("too many large requests at once")
             self._held += count
             return count
 
@@ -17402,8 +17409,8 @@ def one_core() -> Iterator[None]:
     an event's p99 146 -> 11 ms; and no worse beside other busy programs, which the
     system moves away.  Of the cores we may use it is the one that we have been given now.
     """
-    shared = getattr(sys, "_is_gil_enabled", lambda: True)()
-    core = own_core() if shared and hasattr(os, "sched_setaffinity") else None
+    can_choose = has_interpreter_lock() and hasattr(os, "sched_setaffinity")
+    core = own_core() if can_choose else None
     if core is None or sys.platform != "linux":
         yield
         return
