@@ -281,6 +281,8 @@ RATHER_WAIT_SECONDS = 1.0
 SLOT_LOOK_SECONDS = 0.05
 PROBE_LOOK_SECONDS = 0.25
 STICKY_SECONDS = 3600.0
+# How often it is noted that a conversation goes on.
+STICKY_STEP_SECONDS = 60.0
 # Conversations whose account is remembered: some 300 bytes each, two a conversation.
 MAX_CONVERSATIONS = 20000
 # Names of limits that one answer may tell; Anthropic has eight.
@@ -1778,13 +1780,13 @@ class ToldLimits:
     and the next call where something may be used up, which one look tells.
     """
 
-    __slots__ = ("_pairs", "_wall_now", "_found", "_may_be_used_up")
+    __slots__ = ("_pairs", "_wall_now", "_found", "may_be_used_up")
 
     def __init__(self, pairs: list[tuple[str, str]], wall_now: float) -> None:
         self._pairs, self._wall_now = pairs, wall_now
         self._found: Optional[dict[str, RateLimit]] = None
         text = "\n".join(map(":".join, pairs)).lower()
-        self._may_be_used_up = MAY_BE_USED_UP.search(text) is not None
+        self.may_be_used_up = MAY_BE_USED_UP.search(text) is not None
         if len(text) > MAX_KEPT_HEAD_BYTES:
             self.by_name()  # what is kept has a bound in bytes, too
 
@@ -1797,7 +1799,7 @@ class ToldLimits:
 
     def used_up(self) -> Sequence[RateLimit]:
         """The limits that leave nothing."""
-        return used_up(self.by_name()) if self._may_be_used_up else ()
+        return used_up(self.by_name()) if self.may_be_used_up else ()
 
 
 def told_limits(headers: Headers, wall_now: float) -> Optional[ToldLimits]:
@@ -5710,9 +5712,10 @@ class Candidate:
 
     ``key`` tells it from all others, ``name`` is how logs and errors call it.  The
     lowest ``tier`` goes first, a strategy chooses within one; ``weight`` is its share.
+    ``is_paced``: its settings bound its calls.
     """
 
-    __slots__ = ("provider", "account", "key", "name", "tier", "weight")
+    __slots__ = ("provider", "account", "key", "name", "tier", "weight", "is_paced")
 
     def __init__(self, provider: Provider, account: Optional[Account]) -> None:
         self.provider = provider
@@ -5721,6 +5724,8 @@ class Candidate:
         self.name = "/".join(filter(None, self.key))
         self.tier = provider.priority, account.priority if account else 0.0
         self.weight = provider.weight * (account.weight if account else 1.0)
+        self.is_paced = account is not None and (
+            account.max_concurrent, account.requests_per_minute) != (None, None)
 
 
 def candidates(provider: Provider, model: str) -> list[Candidate]:
@@ -5740,6 +5745,10 @@ def serves_model(account: Account, model: str) -> bool:
     return any(fnmatch.fnmatchcase(model, glob) for glob in account.models)
 
 
+# May be asked at once: the seconds of AccountState.delay.
+READY = 0.0, 0.0
+
+
 class AccountState:
     """What is known of one account; changed under the pool's lock alone.  Times are monotonic.
 
@@ -5751,10 +5760,14 @@ class AccountState:
         out      its time is over   ready for one probe
         any      an answer          ready, unless a later failure rests it still
         any      a new credential   ready
+
+    It is ``troubled`` from a failure, or a limit that is used up, until nothing below is
+    left of it: a healthy one is not asked for each of them (100 bytecodes a request).
     """
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.troubled = False
         self.hard_until = self.soft_until = -math.inf
         self.out = False
         # The end of the rest is a guess: one request finds out, the others wait.
@@ -5789,17 +5802,19 @@ class AccountState:
                 held = max(held, self.starts[0] + 60.0 - now)
         return held
 
-    def delay(self, account: Account, now: float) -> tuple[float, float]:
+    def delay(self, candidate: Candidate, now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
-        wait = rank = 0.0
+        if not (self.troubled or candidate.is_paced):
+            return READY
+        account, wait, rank = candidate.account, 0.0, 0.0
+        assert account is not None
         if now < self.hard_until:
             if self.out:
                 return math.inf, 0.0
             wait = self.hard_until - now
         elif self.probing:
             wait = PROBE_LOOK_SECONDS
-        if account.max_concurrent is not None or account.requests_per_minute is not None:
-            wait = max(wait, self.held_seconds(account, now))
+        wait = max(wait, self.held_seconds(account, now))
         since = now - self.ramp_from
         if 0 <= since < RAMP_SECONDS and self.ramp_started > since / RAMP_STEP_SECONDS:
             wait = max(wait, self.ramp_started * RAMP_STEP_SECONDS - since)
@@ -5809,13 +5824,18 @@ class AccountState:
             rank = RATHER_WAIT_SECONDS
         elif now < self.soft_until:
             rank = min(self.soft_until - now, RATHER_WAIT_SECONDS)
+        self.troubled = bool(
+            self.out or self.wants_probe or self.probing or self.in_a_row or self.last_error
+            or now < max(self.hard_until, self.soft_until, self.ramp_from + RAMP_SECONDS))
         return wait, rank
 
-    def start(self, account: Account, now: float) -> bool:
+    def start(self, candidate: Candidate, now: float) -> bool:
         """One more request begins; whether it is the probe."""
         self.in_flight += 1
-        if account.requests_per_minute is not None:
+        if candidate.is_paced and candidate.account.requests_per_minute is not None:
             self.starts.append(now)
+        if not self.troubled:
+            return False
         if now >= self.ramp_from:
             self.ramp_started += 1
         is_probe = self.wants_probe and now >= self.hard_until
@@ -5830,6 +5850,7 @@ class AccountState:
         """
         cooldown = decision.cooldown
         assert cooldown is not None
+        self.troubled = True
         if began > self.failed_at:  # equal is within a tick: Windows' are 16 ms
             self.failed_at = now
             self.in_a_row[decision.case] = self.in_a_row.get(decision.case, 0) + 1
@@ -5873,9 +5894,12 @@ class AccountState:
         if limits is None:
             return
         self.limits, self.limits_told = limits, now
+        if not limits.may_be_used_up:
+            return
         used = limits.used_up()
-        resets = [limit.reset_in for limit in used if limit.reset_in is not None] if used else ()
+        resets = [limit.reset_in for limit in used if limit.reset_in is not None]
         if resets and max(resets) > 0:
+            self.troubled = True
             until = now + min(max(resets), MAX_REST_SECONDS)
             if any(limit.rejected for limit in used):
                 self.hard_until = max(self.hard_until, until)
@@ -5902,18 +5926,23 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state", "is_probe")
+    __slots__ = ("candidate", "provider", "account", "secret", "began", "state", "is_probe")
 
-    def __init__(self, candidate: Candidate, began: float, state: AccountState) -> None:
+    def __init__(self, candidate: Candidate, began: float, state: AccountState,
+                 is_probe: bool) -> None:
         self.candidate = candidate
         # Members and no properties: they are asked for some twenty times a request.
         self.provider = candidate.provider
         self.account = account = candidate.account
-        self.name = candidate.name
         self.secret = account.secret if account is not None else None
         self.began = began
         self.state = state
-        self.is_probe = False
+        self.is_probe = is_probe
+
+    @property
+    def name(self) -> str:
+        """How logs and errors call it."""
+        return self.candidate.name
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
@@ -5995,21 +6024,19 @@ class AccountPool:
     def _delay(self, candidate: Candidate, again_at: Mapping[tuple[str, str], float],
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
-        account = candidate.account
-        wait, rank = self._state(candidate).delay(account, now) if account else (0.0, 0.0)
-        if candidate.key in again_at and wait < math.inf:
+        wait, rank = self._state(candidate).delay(candidate, now)
+        if again_at and candidate.key in again_at and wait < math.inf:
             return max(wait, again_at[candidate.key] - now), 2 * RATHER_WAIT_SECONDS
         return wait, rank
 
     def _own(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float],
              now: float) -> Optional[Candidate]:
         """The conversation's own, if it is ready: then nobody else is looked at."""
-        bound = self._bound(wanted, now)
+        bound = self._bound(wanted, now) if wanted.session else None
         if bound is not None:
             for candidate in self._eligible(wanted, now):
                 if candidate.key == bound:
-                    wait, rank = self._delay(candidate, again_at, now)
-                    return candidate if wait <= 0 and rank <= 0 else None
+                    return candidate if self._delay(candidate, again_at, now) == READY else None
         return None
 
     def _best(self, ready: Sequence[Candidate], strategy: str) -> Candidate:
@@ -6034,15 +6061,13 @@ class AccountPool:
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
         state = self._state(candidate)
-        lease = Lease(candidate, now, state)
-        if candidate.account is not None:
-            lease.is_probe = state.start(candidate.account, now)
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
-        self._turn = max(state.turn, self._turn)
+        if state.turn > self._turn:
+            self._turn = state.turn
         # How far one request moves it back (stride scheduling).
         state.turn = self._turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
-        return lease
+        return Lease(candidate, now, state, state.start(candidate, now))
 
     def _state(self, candidate: Candidate) -> AccountState:
         if candidate.account is None:
@@ -6068,16 +6093,17 @@ class AccountPool:
 
     def _bound(self, wanted: Wanted, now: float) -> Optional[tuple[str, str]]:
         """The account that a conversation had; for a model that is new in it, any it had."""
-        if not wanted.session:
-            return None
-        for name in ((wanted.session, wanted.model), (wanted.session, "")):
-            if name in self._sticky:
-                key, since = self._sticky[name]
-                if now - since < STICKY_SECONDS:
-                    return key
+        for model in (wanted.model, ""):
+            known = self._sticky.get((wanted.session, model))
+            if known is not None and now - known[1] < STICKY_SECONDS:
+                return known[0]
         return None
 
     def _bind(self, wanted: Wanted, candidate: Candidate, now: float) -> None:
+        known = self._sticky.get((wanted.session, wanted.model))
+        if (known is not None and known[0] == candidate.key
+                and now - known[1] < STICKY_STEP_SECONDS):
+            return  # noted before
         for name in ((wanted.session, wanted.model), (wanted.session, "")):
             self._sticky[name] = (candidate.key, now)
             self._sticky.move_to_end(name)
@@ -6113,23 +6139,25 @@ class AccountPool:
     @staticmethod
     def _proved(lease: Lease, limits: Optional[ToldLimits], whole: bool, now: float) -> None:
         """The account works, whatever the upstream thinks of the request."""
-        lease.state.answered(lease.began, lease.is_probe, whole, now)
-        lease.is_probe = False
-        lease.state.learn(limits, now)
+        state = lease.state
+        if state.troubled:
+            state.answered(lease.began, lease.is_probe, whole, now)
+            lease.is_probe = False
+        state.learn(limits, now)
 
     def completed(self, lease: Lease, wanted: Wanted) -> None:
         """A stream has ended well: only now its account's failures in a row are over."""
         with self._lock:
-            if wanted.paces and lease.began >= lease.state.failed_at:
-                lease.state.in_a_row.clear()
+            state = lease.state
+            if state.troubled and wanted.paces and lease.began >= state.failed_at:
+                state.in_a_row.clear()
             self._back(lease)
 
     def _back(self, lease: Lease) -> None:
         """The call is over."""
         state = lease.state
-        assert state.in_flight > 0 or lease.account is None, "released more often than taken"
-        if lease.account is not None:
-            state.in_flight -= 1
+        assert state.in_flight > 0, "released more often than taken"
+        state.in_flight -= 1
         self._leases_count -= 1
         if lease.is_probe:
             state.probing = False
