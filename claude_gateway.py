@@ -5639,10 +5639,11 @@ PROVING_CASES = frozenset(["answered", "signature", "unknown_model"])
 
 def case_of(outcome: Outcome) -> Case:
     """The row that an outcome falls under."""
-    what = outcome.status if outcome.kind == "answer" else outcome.kind
-    for case in CASES_OF.get(what, ()):
-        if case.says in ("", outcome.says):
-            return case
+    cases = CASES_OF.get(outcome.status if outcome.kind == "answer" else outcome.kind)
+    if cases is not None:
+        for case in cases:
+            if case.says in ("", outcome.says):
+                return case
     return ANSWERED
 
 
@@ -5970,8 +5971,8 @@ class AccountPool:
     """Who may be asked next, and how all accounts are.  One lock; nothing blocks under it."""
 
     def __init__(self, monotonic: Callable[[], float], chance: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._chance = chance
+        self.monotonic = monotonic
+        self.chance = chance
         self._lock = threading.Lock()
         # By account and credential: a request from before a reload has the old key.
         self._states: dict[tuple[Any, ...], AccountState] = {}
@@ -6001,7 +6002,7 @@ class AccountPool:
         says.  Who only seems to fail is better than waiting, and than one of those
         that the request has tried.
         """
-        now = self._monotonic()
+        now = self.monotonic()
         with self._lock:
             own = self._own(wanted, again_at, now)
             if own is not None:
@@ -6050,7 +6051,7 @@ class AccountPool:
         if strategy == "failover":
             return 0.0, 0.0
         if strategy == "shuffle":
-            return self._chance(), 0.0
+            return self.chance(), 0.0
         state = self._state(candidate)
         turn = max(state.turn, self._turn)
         if strategy == "least_loaded":
@@ -6112,29 +6113,21 @@ class AccountPool:
 
     # -- what came of it
 
-    def answered(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None) -> None:
-        """The account serves this request with a stream, which is ``completed`` later."""
-        now = self._monotonic()
+    def answered(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None,
+                 whole: bool = False) -> None:
+        """The account serves this request, with a ``whole`` answer or with a stream, which is
+        ``completed`` later.  The conversation stays with it."""
+        now = self.monotonic()
         with self._lock:
-            self._serves(lease, wanted, limits, False, now)
-
-    def served(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None) -> None:
-        """The same with an answer that is whole: the call is over."""
-        now = self._monotonic()
-        with self._lock:
-            self._serves(lease, wanted, limits, True, now)
-            self._back(lease)
-
-    def _serves(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits], whole: bool,
-                now: float) -> None:
-        """The conversation stays with who serves it."""
-        if wanted.session and wanted.paces:
-            self._bind(wanted, lease.candidate, now)
-        if self._unknown_models:
-            model = wanted.models.get(lease.provider.name, "")
-            self._unknown_models.pop((lease.provider.name, model), None)
-        if wanted.paces:
-            self._proved(lease, limits, whole, now)
+            if self._unknown_models:
+                model = wanted.models.get(lease.provider.name, "")
+                self._unknown_models.pop((lease.provider.name, model), None)
+            if wanted.paces:
+                if wanted.session:
+                    self._bind(wanted, lease.candidate, now)
+                self._proved(lease, limits, whole, now)
+            if whole:
+                self._back(lease)
 
     @staticmethod
     def _proved(lease: Lease, limits: Optional[ToldLimits], whole: bool, now: float) -> None:
@@ -6164,7 +6157,7 @@ class AccountPool:
 
     def again(self, lease: Lease) -> None:
         """The same lease makes one more call."""
-        now = self._monotonic()
+        now = self.monotonic()
         with self._lock:
             lease.began = now
             if lease.account is not None and lease.account.requests_per_minute is not None:
@@ -6181,7 +6174,7 @@ class AccountPool:
 
         Without a decision it tells nothing: the client left.
         """
-        now = self._monotonic()
+        now = self.monotonic()
         with self._lock:
             state = lease.state
             self._back(lease)
@@ -6211,14 +6204,14 @@ class AccountPool:
 
     def ready_in(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float] = {}) -> float:
         """Seconds until a candidate may be asked; inf where none will be."""
-        now = self._monotonic()
+        now = self.monotonic()
         with self._lock:
             return min((self._delay(candidate, again_at, now)[0]
                         for candidate in self._eligible(wanted, now)), default=math.inf)
 
     def could_serve(self, provider: Provider) -> bool:
         """Whether a provider has anybody who could serve now."""
-        now = self._monotonic()
+        now = self.monotonic()
         if not provider.enabled:
             return False
         with self._lock:
@@ -6227,7 +6220,7 @@ class AccountPool:
 
     def snapshot(self, candidate: Candidate) -> dict:
         """How an account is, for people (AccountState.as_dict)."""
-        now = self._monotonic()
+        now = self.monotonic()
         with self._lock:
             return self._state(candidate).as_dict(now)
 
@@ -6239,7 +6232,7 @@ class AccountPool:
     def retain(self, after: Sequence[Provider]) -> None:
         """A new configuration: accounts that remain keep their state, but none stays out."""
         kept = [state_key(candidate) for provider in after for candidate in configured(provider)]
-        now = self._monotonic()
+        now = self.monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
             self._states_found.clear()
@@ -6275,30 +6268,20 @@ class Attempts:
     calls_count = 0
     waited_seconds = _renewing_seconds = 0.0
     _over = False
+    # Each failure makes new ones: most requests have none.
+    _again_at: dict[tuple[str, str], float] = {}
+    _failures: dict[tuple[str, str], int] = {}
+    _hopeless: frozenset[tuple[str, str]] = frozenset()
 
-    def __init__(
-        self,
-        pool: AccountPool,
-        wanted: Wanted,
-        routing: Routing,
-        retry: Retry,
-        monotonic: Callable[[], float],
-        chance: Callable[[], float],
-    ) -> None:
+    def __init__(self, pool: AccountPool, wanted: Wanted, routing: Routing, retry: Retry) -> None:
         self.wanted = wanted
         self._pool = pool
         self._strategy = routing.strategy
         self._retry = retry
-        self._monotonic = monotonic
-        self._chance = chance
-        self._again_at: dict[tuple[str, str], float] = {}
-        self._failures: dict[tuple[str, str], int] = {}
-        self._hopeless: set[tuple[str, str]] = set()
 
     def step(self) -> Union[Lease, float, None]:
         """What to do now: call with a lease, wait so many seconds, or nothing any more."""
-        if (self._over or self.calls_count >= self._retry.max_attempts
-                or self._renewing_seconds >= COMMAND_SECONDS):
+        if self._over or self.calls_count >= self._retry.max_attempts:
             return None
         found = self._pool.acquire(self.wanted, self._strategy, self._again_at)
         if isinstance(found, Lease):
@@ -6325,30 +6308,32 @@ class Attempts:
         """
         self.calls_count -= 1
         self._renewing_seconds += seconds
+        self._over = self._renewing_seconds >= COMMAND_SECONDS
 
     def failed(self, lease: Lease, decision: Decision, outcome: Outcome) -> float:
         """A call did not serve: gives the lease back; the seconds that its account rests."""
-        key, now = lease.candidate.key, self._monotonic()
+        key, now = lease.candidate.key, self._pool.monotonic()
         rests = self._pool.release(lease, self.wanted, decision, outcome)
-        self._failures[key] = self._failures.get(key, 0) + 1
+        count = self._failures.get(key, 0) + 1
+        self._failures = {**self._failures, key: count}
         again_at = math.inf
         if decision.case == "rate_limited":
             case = case_of(outcome)
             assert case.cooldown is not None
             told = outcome.ready_in
-            own = told or case.cooldown.seconds(self._failures[key])
+            own = told or case.cooldown.seconds(count)
             again_at = now + max(rests, min(own, MAX_REST_SECONDS))
         elif decision.again:
             # Full jitter, so that clients which failed together do not come back so.
-            again_at = now + self._chance() * BACKOFF_SECONDS * 2 ** (self._failures[key] - 1)
-        self._again_at[key] = again_at
+            again_at = now + self._pool.chance() * BACKOFF_SECONDS * 2 ** (count - 1)
+        self._again_at = {**self._again_at, key: again_at}
         if decision.hopeless:
-            self._hopeless.add(key)
+            self._hopeless |= {key}
         if decision.action == "next_provider":
-            for candidate in self.wanted.candidates:
-                if candidate.provider.name == lease.provider.name:
-                    self._again_at[candidate.key] = math.inf
-        self._over = decision.action == "give_up"
+            self._again_at.update(
+                (candidate.key, math.inf) for candidate in self.wanted.candidates
+                if candidate.provider.name == lease.provider.name)
+        self._over = self._over or decision.action == "give_up"
         return rests
 
     def ready_in(self, hopeful: bool = False) -> float:
@@ -11562,7 +11547,8 @@ class Served:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
-        self.key_settings = {key.name: key for key in config.auth.api_keys}
+        self.paced_keys = {key.name: key for key in config.auth.api_keys
+                           if key.requests_per_minute is not None}
         self.models = [model_listing(model, provider.owned_by, provider.name)
                        for provider in config.providers if provider.enabled
                        for model in provider.models]
@@ -11689,6 +11675,9 @@ class Plan(NamedTuple):
     repeatable: bool = True
 
 
+CLIENT_LEFT = Outcome("client_left")
+
+
 class Result(NamedTuple):
     """What came of one call: either an answer (not yet told to be a good one) or an error."""
 
@@ -11781,7 +11770,6 @@ class Engine:
         self._monotonic = monotonic
         self._wall_clock = wall_clock
         self._new_id = new_id
-        self._chance = chance
         self._served = Served(config)
         self._rates = RequestRates(monotonic)
         self._calibration = TokenCalibration()
@@ -12193,7 +12181,7 @@ class Engine:
             whole=False, repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
-        key = exchange.served.key_settings.get(exchange.record.key)
+        key = exchange.served.paced_keys.get(exchange.record.key)
         if key is None:
             return
         seconds = self._rates.admit(key)
@@ -12213,32 +12201,28 @@ class Engine:
                      "its own (an x-api-key or Authorization header)" % providers[0].name,
                 CHALLENGE)
         config = exchange.served.config
+        session = ""  # a conversation matters where there is a choice
+        if len(found) > 1 and config.routing.sticky and exchange.body:
+            session = conversation_key(exchange.request.headers, exchange.body)
         exchange.plan = plan
         exchange.attempts = attempts = Attempts(
-            self.accounts, self._wanted(exchange, plan, found), config.routing, config.retry,
-            self._monotonic, self._chance)
+            self.accounts,
+            Wanted(found, session, plan.model, plan.routed.models,
+                   exchange.record.route in MESSAGE_ROUTES),
+            config.routing, config.retry)
         failures: list[Failure] = []
         while True:
             step = attempts.step()
-            if step is None:
+            if isinstance(step, Lease):
+                result = self._attempt(exchange, step)
+                if isinstance(result, HttpResponse):
+                    return result
+                failures.append(result)
+            elif step is None:
                 return self._all_failed(exchange, failures)
-            if not isinstance(step, Lease):
+            else:
                 exchange.live.stage = "queued"
                 self._transport.pause(step, exchange.watch)
-                continue
-            result = self._attempt(exchange, step)
-            if isinstance(result, HttpResponse):
-                return result
-            failures.append(result)
-
-    @staticmethod
-    def _wanted(exchange: Exchange, plan: Plan, found: Sequence[Candidate]) -> Wanted:
-        """What the request wants of the pool; a conversation matters where there is a choice."""
-        session = ""
-        if exchange.served.config.routing.sticky and len(found) > 1 and exchange.body:
-            session = conversation_key(exchange.request.headers, exchange.body)
-        return Wanted(found, session, plan.model, plan.routed.models,
-                      exchange.record.route in MESSAGE_ROUTES)
 
     def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
         """What one lease gives: an answer for the client, or a failure.
@@ -12249,35 +12233,41 @@ class Engine:
         attempts, is_settled = exchange.attempts, False
         try:
             result = self._call(exchange, lease)
-            if result.decision.blame and attempts.may_repeat():
-                renewed = self._renewed(exchange, lease)
-                if renewed is True:
-                    attempts.repeated(lease)
-                    result = self._call(exchange, lease)
-                elif isinstance(renewed, CredentialError):
-                    # The refusal is not the last word: the next key may be had soon.
-                    outcome = outcome_of(renewed, lease, exchange.plan)
-                    result = Result(outcome, decide(outcome), None, renewed)
-            if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
-                    exchange, lease):
-                attempts.repeated(lease)
-                result = self._call(exchange, lease)
+            if result.decision is not RELAYED:
+                result = self._called_again(exchange, lease, result)
             is_settled = True
         finally:
             if not is_settled:
                 self.accounts.release(lease, attempts.wanted)
-        decision, response = result.decision, result.response
-        if response is not None and decision.action in ("relay", "mend"):
-            if isinstance(response.body, bytes):
-                outcome = result.outcome
-                if outcome.status < 400:
-                    self.accounts.served(lease, attempts.wanted, outcome.limits)
-                else:
-                    # A refusal that ends the attempts says when to come back, too.
-                    self._told(lease, decision, attempts.failed(lease, decision, outcome))
-            return self._given(exchange, lease, response)
-        self._told(lease, decision, attempts.failed(lease, decision, result.outcome))
-        return Failure(lease, decision, result.error, response)
+        outcome, decision, response, error = result
+        if response is None or decision.action not in ("relay", "mend"):
+            self._told(lease, decision, attempts.failed(lease, decision, outcome))
+            return Failure(lease, decision, error, response)
+        if isinstance(response.body, bytes):
+            if outcome.status < 400:
+                self.accounts.answered(lease, attempts.wanted, outcome.limits, True)
+            else:
+                # A refusal that ends the attempts says when to come back, too.
+                self._told(lease, decision, attempts.failed(lease, decision, outcome))
+        return self._given(exchange, lease, response)
+
+    def _called_again(self, exchange: Exchange, lease: Lease, result: Result) -> Result:
+        """What came of a call that was no good; of the next one, should that mend it."""
+        attempts = exchange.attempts
+        if result.decision.blame and attempts.may_repeat():
+            renewed = self._renewed(exchange, lease)
+            if renewed is True:
+                attempts.repeated(lease)
+                result = self._call(exchange, lease)
+            elif isinstance(renewed, CredentialError):
+                # The refusal is not the last word: the next key may be had soon.
+                outcome = outcome_of(renewed, lease, exchange.plan)
+                result = Result(outcome, decide(outcome), None, renewed)
+        if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
+                exchange, lease):
+            attempts.repeated(lease)
+            result = self._call(exchange, lease)
+        return result
 
     def _told(self, lease: Lease, decision: Decision, rests_seconds: float) -> None:
         """Log that an account rests."""
@@ -12307,29 +12297,29 @@ class Engine:
 
     def _call(self, exchange: Exchange, lease: Lease) -> Result:
         """One upstream call, its attempt in the record, and what follows from it."""
-        began = self._monotonic()
-        plan, live = exchange.plan, exchange.live
+        live, account = exchange.live, lease.account
         live.provider, live.account = lease.candidate.key
         live.stage, live.tokens_so_far = "waiting", None
-        outcome, response, error = Outcome("client_left"), None, None
-        upstream: Optional[UpstreamResponse] = None
+        outcome, response, error, upstream = CLIENT_LEFT, None, None, None
         try:
-            if lease.account is not None:
-                lease.secret = self._renewal.secret(lease.provider, lease.account, exchange.watch)
+            if account is not None and account.source is not None:
+                lease.secret = self._renewal.secret(lease.provider, account, exchange.watch)
             upstream = self._send(exchange, lease)
             outcome, response = self._received(exchange, lease, upstream)
         except UpstreamError as failure:
             error = failure
-            outcome = outcome_of(failure, lease, plan)
+            outcome = outcome_of(failure, lease, exchange.plan)
             if isinstance(failure, CredentialError):
-                exchange.attempts.not_made(self._monotonic() - began)
+                exchange.attempts.not_made(self._monotonic() - lease.began)
         finally:
             if upstream is not None and (response is None or isinstance(response.body, bytes)):
                 upstream.close()
-            decision = decide(outcome)
+            decision, now, began = decide(outcome), self._monotonic(), lease.began
+            if response is not None and outcome.status < 400:
+                exchange.record.first_byte_seconds = now - exchange.began
             exchange.record.attempts.append(Attempt(
-                live.provider, live.account, outcome.kind, outcome.status,
-                self._monotonic() - began, decision.case, began - exchange.began))
+                live.provider, live.account, outcome.kind, outcome.status, now - began,
+                decision.case, began - exchange.began))
         return Result(outcome, decision, response, error)
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
@@ -12371,8 +12361,8 @@ class Engine:
         """
         self._take_over(exchange, lease)
         limits = told_limits(upstream.headers, self._wall_clock())
-        outcome = Outcome("answer", upstream.status, transparent=lease.account is None,
-                          repeatable=exchange.plan.repeatable, limits=limits)
+        outcome = Outcome("answer", upstream.status, False, lease.account is None,
+                          exchange.plan.repeatable, "", None, limits)
         if upstream.status >= 400:
             body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
             outcome = outcome._replace(
@@ -12385,7 +12375,6 @@ class Engine:
             raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
         answer = self._answer(exchange, lease, upstream)
         if isinstance(answer, HttpResponse):
-            exchange.record.first_byte_seconds = self._monotonic() - exchange.began
             if not isinstance(answer.body, bytes):
                 self.accounts.answered(lease, exchange.attempts.wanted, limits)
             return outcome, answer

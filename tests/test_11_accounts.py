@@ -82,7 +82,7 @@ class PoolTestCase(unittest.TestCase):
         """One call that is answered; its lease's name."""
         lease = lease or self.lease(wanted, strategy)
         self.clock.advance(seconds)
-        self.pool.served(lease, wanted)
+        self.pool.answered(lease, wanted, whole=True)
         return lease.name
 
     def shown(self, wanted, place=0):
@@ -210,7 +210,7 @@ class LimitsTest(PoolTestCase):
 
     def learn(self, wanted, **limits):
         lease = self.lease(wanted)
-        self.pool.served(lease, wanted, told(**limits))
+        self.pool.answered(lease, wanted, told(**limits), True)
 
     def test_shown_as_told(self):
         wanted = self.accounts("a")
@@ -230,7 +230,7 @@ class LimitsTest(PoolTestCase):
     def test_used_up_rests_whatever_the_answer_is(self):
         limits = told(requests=gw.RateLimit(50.0, 0.0, 10.0))
         ends = {
-            "whole": lambda lease, wanted: self.pool.served(lease, wanted, limits),
+            "whole": lambda lease, wanted: self.pool.answered(lease, wanted, limits, True),
             "a stream": lambda lease, wanted: (self.pool.answered(lease, wanted, limits),
                                                self.pool.completed(lease, wanted)),
             "a stream that breaks": lambda lease, wanted: (
@@ -765,7 +765,7 @@ class LeaseTest(PoolTestCase):
                         continue
                     outcome = outcomes[(turn + number) % 4]
                     if outcome is None:
-                        self.pool.served(lease, wanted)
+                        self.pool.answered(lease, wanted, whole=True)
                     else:
                         self.pool.release(lease, wanted, gw.decide(outcome), outcome)
             except Exception as error:  # told below: a thread's own would go unseen
@@ -785,8 +785,7 @@ class AttemptsTest(PoolTestCase):
 
     def attempts(self, wanted, max_attempts=3, max_wait_seconds=30.0, strategy="failover"):
         routing = gw.Routing(strategy, {}, True, None)
-        return gw.Attempts(self.pool, wanted, routing, gw.Retry(max_attempts, max_wait_seconds),
-                           self.clock.monotonic, lambda: self.chance)
+        return gw.Attempts(self.pool, wanted, routing, gw.Retry(max_attempts, max_wait_seconds))
 
     def walk(self, attempts, outcomes):
         """Names and waits of a request whose calls end so; its end is None."""

@@ -79,7 +79,7 @@ class OurGateway:
     """The real sections 10 and 11, driven as the engine drives them."""
 
     def __init__(self, upstream, clock, chance, strategy, sticky=True):
-        self._upstream, self._clock, self._chance = upstream, clock, chance
+        self._upstream, self._clock = upstream, clock
         self.config = gw.Config.from_dict({
             "providers": [{"name": "p", "base_url": "https://p.example", "accounts": [
                 {"name": name, "api_key": "key-" + name, "weight": budget}
@@ -95,8 +95,7 @@ class OurGateway:
         """
         session = "agent-%d" % agent if self.config.routing.sticky else ""
         wanted = gw.Wanted(self._candidates, session, "m", {"p": "m"})
-        attempts = gw.Attempts(self.pool, wanted, self.config.routing, self.config.retry,
-                               self._clock.monotonic, self._chance)
+        attempts = gw.Attempts(self.pool, wanted, self.config.routing, self.config.retry)
         while True:
             step = attempts.step()
             if step is None:

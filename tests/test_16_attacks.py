@@ -138,7 +138,7 @@ class ProbeTest(unittest.TestCase):
         probe = lease()
         self.assertTrue(probe.is_probe)
         fail(long_one, 500)
-        pool.served(probe, wanted)
+        pool.answered(probe, wanted, whole=True)
         clock.advance(600)
         self.assertIsInstance(pool.acquire(wanted, "failover"), gw.Lease)
 
