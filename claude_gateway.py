@@ -1087,9 +1087,7 @@ def parse_response_head(data: bytes) -> StatusHead:
     lines = text.split("\r\n")
     if not text.count("\r") == text.count("\n") == len(lines) - 1:
         lines = [line.rstrip("\r") for line in text.split("\n")]
-    match = STATUS_LINE.fullmatch(lines[0])
-    if match is None:
-        raise UpstreamMalformed("upstream sent something that is not HTTP")
+    version, status = parse_status_line(lines[0])
     fields = list(filter(None, lines[1:]))
     if len(fields) > MAX_RESPONSE_HEADERS_COUNT:
         raise UpstreamMalformed("upstream sent more than %d headers" % MAX_RESPONSE_HEADERS_COUNT)
@@ -1097,7 +1095,16 @@ def parse_response_head(data: bytes) -> StatusHead:
         headers = Headers(parse_header_lines(fields))
     except ValueError as error:
         raise UpstreamMalformed("upstream sent a %s" % error) from None
-    return StatusHead(int(match.group(1)), int(match.group(2)), headers)
+    return StatusHead(version, status, headers)
+
+
+@lru_cache(maxsize=4)
+def parse_status_line(line: str) -> tuple[int, int]:
+    """The minor version and the status.  Raises UpstreamMalformed."""
+    match = STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise UpstreamMalformed("upstream sent something that is not HTTP")
+    return int(match.group(1)), int(match.group(2))
 
 
 def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
@@ -7151,6 +7158,10 @@ class SelectPoller:
 
 new_poller: Callable[[], Any] = getattr(select, "poll", SelectPoller)
 
+# A socket that takes, or gives, no more for now.
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+NOBODY = Watch()
+
 
 def head_end(data: bytes, start: int = 0) -> int:
     """Where a response head's blank line ends, or -1; bare LF as a line end is tolerated.
@@ -7158,10 +7169,9 @@ def head_end(data: bytes, start: int = 0) -> int:
     >>> head_end(b"HTTP/1.1 200 OK\\r\\n\\r\\nbody"), head_end(b"HTTP/1.1 200 OK\\n\\n")
     (19, 17)
     """
-    after_crlf, after_lf = data.find(b"\n\r\n", start), data.find(b"\n\n", start)
-    if after_lf >= 0 and (after_crlf < 0 or after_lf < after_crlf):
-        return after_lf + 2
-    return after_crlf + 3 if after_crlf >= 0 else -1
+    end = data.find(b"\n\r\n", start)
+    bare = data.find(b"\n\n", start, end + 1 or None)
+    return bare + 2 if bare >= 0 else end + 3 if end >= 0 else -1
 
 
 # A proxy's "authentication required" (RFC 9110 section 15.5.8).
@@ -7236,42 +7246,56 @@ class Wire:
     ClientGone from any wait; other errors of the operating system pass through.
     """
 
+    destination: Destination  # told by who connects it
+
     def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.reused = False
+        self.reused = self.cancelled = self.is_tls = False
         self.idle_since = 0.0
-        self.cancelled = False
         self._half_sent = False
         self._unread = b""
         self._monotonic = monotonic
-        self._watch = Watch()
-        self._poller: Any = None
-        self._armed_for = 0
-        self._is_tls = False
+        self._descriptor = sock.fileno()
+        # What a poll gives where our bytes have come, and nothing of the client.
+        self._usual = [(self._descriptor, POLL_READ)]
+        self._watched: Optional[int] = None
+        self.attach(NOBODY)
 
     def attach(self, watch: Watch) -> None:
         """Whom to watch from now on."""
         self._watch = watch
-        self._poller = None
-        self._is_tls = isinstance(self.sock, ssl.SSLSocket)
+        watched = watch.fileno()
+        if watched == self._watched:
+            return  # as a rule: a client and its connection find each other again
+        self._watched, self._armed_for = watched, POLL_READ
+        self._poller = new_poller()
+        self._poller.register(self._descriptor, POLL_READ)
+        if watched >= 0:
+            self._poller.register(watched, POLL_READ | POLL_LEFT)
+
+    def detach(self) -> None:
+        """Watch nobody: what is attached next may be another client with the same descriptor."""
+        self._watch = NOBODY
 
     def wait(self, events: int, seconds: float) -> bool:
         """Whether one of ``events`` came within ``seconds``.  Raises ClientGone."""
-        own, watch = self.sock.fileno(), self._watch
-        poller = self._armed(own, events)
+        watch, poller = self._watch, self._poller
+        if events != self._armed_for:
+            poller.modify(self._descriptor, events)
+            self._armed_for = events
         remaining, deadline = seconds, self._monotonic() + seconds
         while True:
-            pause = min(max(0.0, remaining), watch.beat())
+            pause = min(remaining, watch.beat())
             watch.rest()
-            ready = poller.poll(pause * 1000)
+            ready = poller.poll(pause * 1000 if pause > 0 else 0)
             watch.resume()
-            if len(ready) == 1 and ready[0][0] == own:
+            if ready == self._usual:
                 return True
             remaining = deadline - self._monotonic()
             found = False
             for descriptor, flags in ready:
-                if descriptor == own:
+                if descriptor == self._descriptor:
                     found = True
                 elif flags & POLL_OVER or watch.gone():
                     raise ClientGone()
@@ -7279,20 +7303,9 @@ class Wire:
                     # Bytes of a next request: readable for good, so that only a
                     # hang-up can still be seen.
                     poller.modify(descriptor, POLL_LEFT)
+                    self._watched = None
             if found or remaining <= 0:
                 return found
-
-    def _armed(self, own: int, events: int) -> Any:
-        if self._poller is None:
-            self._poller = new_poller()
-            self._poller.register(own, events)
-            watched = self._watch.fileno()
-            if watched >= 0:
-                self._poller.register(watched, POLL_READ | POLL_LEFT)
-        elif events != self._armed_for:
-            self._poller.modify(own, events)
-        self._armed_for = events
-        return self._poller
 
     def send(self, data: bytes, seconds: float) -> bool:
         """Send all; ``seconds`` bound each stop.  False when an answer came before the end.
@@ -7301,25 +7314,26 @@ class Wire:
         """
         self._half_sent = True
         view = memoryview(data)
-        while view:
+        while True:
             try:
                 sent = self.sock.send(view[:READ_BYTES * 4])
+                if sent == len(view):
+                    self._half_sent = False
+                    return True
                 view = view[sent:]
                 continue
-            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            except WOULD_BLOCK:
                 # The upstream takes no more for now: it may be answering already.
                 if not self.wait(POLL_READ | POLL_WRITE, seconds):
                     raise socket.timeout("sending stopped") from None
             if self._answers_early():
                 return False
-        self._half_sent = False
-        return True
 
     def _answers_early(self) -> bool:
         """Whether a final answer has begun to come; what was read of it is kept."""
         try:
             data = self.sock.recv(READ_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except WOULD_BLOCK:
             return False
         if not data:
             raise ConnectionResetError("closed while the request was being sent")
@@ -7336,7 +7350,7 @@ class Wire:
         if self._unread:
             data, self._unread = self._unread, b""
             return data
-        if not self._is_tls:
+        if not self.is_tls:
             if not self.wait(POLL_READ, seconds):
                 raise socket.timeout("silence")
             try:
@@ -7381,7 +7395,6 @@ class Wire:
         With half a request sent it is reset: an orderly close would go on
         sending the rest to an upstream that nobody listens to any more.
         """
-        self._poller = None
         if self._half_sent:
             reset_on_close(self.sock)
         self.sock.close()
@@ -7462,58 +7475,59 @@ class Pauses:
 
 
 class ConnectionPool:
-    """Idle wires by destination, the latest used first.  One lock; closing is done outside."""
+    """Idle wires by destination, the latest used first.
+
+    There is no lock: each look at a list or dict is one step of Python's, and a wire is
+    whose ``pop`` gave it.
+    """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._lock = threading.Lock()
         self._idle: dict[Destination, list[Wire]] = {}
         self._closed = False
 
     def take(self, destination: Destination) -> Optional[Wire]:
         """A wire that seems alive, or None."""
-        while True:
-            with self._lock:
-                idle = self._idle.get(destination)
-                wire = idle.pop() if idle else None
-            if wire is None:
-                return None
-            # However short it was idle: what came behind an answer would be taken for
-            # the next one's, which may be somebody else's.
-            fresh = self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
-            if fresh and wire.is_alive():
-                wire.reused = True
-                return wire
-            wire.close()
+        try:
+            while True:
+                wire = self._idle[destination].pop()
+                # However short it was idle: what came behind an answer would be taken for
+                # the next one's, which may be somebody else's.
+                if (self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
+                        and wire.is_alive()):
+                    wire.reused = True
+                    return wire
+                wire.close()
+        except LookupError:
+            return None
 
     def give(self, destination: Destination, wire: Wire) -> None:
         """Keep a wire whose last answer was read to its end; old ones make room."""
-        now = wire.idle_since = self._monotonic()
-        wire.attach(Watch())
-        spare: list[Wire] = []
-        with self._lock:
-            idle = self._idle.setdefault(destination, [])
-            idle.append(wire)
-            limit_count = 0 if self._closed else POOL_IDLE_PER_ORIGIN
-            while len(idle) > limit_count or (
-                    idle and now - idle[0].idle_since >= POOL_IDLE_SECONDS):
-                spare.append(idle.pop(0))
-        for old in spare:
-            old.close()
+        wire.idle_since = self._monotonic()
+        wire.detach()
+        idle = self._idle.setdefault(destination, [])
+        idle.append(wire)
+        # A lone one is this, or will be looked at when it is taken.
+        if len(idle) > 1 or self._closed:
+            self._make_room(idle, wire.idle_since)
+
+    def _make_room(self, idle: list[Wire], now: float) -> None:
+        try:
+            while (self._closed or len(idle) > POOL_IDLE_PER_ORIGIN
+                   or now - idle[0].idle_since >= POOL_IDLE_SECONDS):
+                idle.pop(0).close()
+        except IndexError:
+            pass  # others have taken the rest
 
     def count(self) -> int:
         """How many wires are idle."""
-        with self._lock:
-            return sum(len(idle) for idle in self._idle.values())
+        return sum(map(len, self._idle.copy().values()))
 
     def close(self) -> None:
         """Close all idle wires, and those that come back later."""
-        with self._lock:
-            self._closed = True
-            wires = [wire for idle in self._idle.values() for wire in idle]
-            self._idle.clear()
-        for wire in wires:
-            wire.close()
+        self._closed = True
+        for idle in self._idle.copy().values():
+            self._make_room(idle, 0.0)
 
 
 class UpstreamResponse:
@@ -7674,16 +7688,13 @@ class PoolingHandler(urllib.request.BaseHandler):
 
     def cancel_all(self) -> None:
         """End every call under way; each raises ShuttingDown in its own thread."""
-        with self._lock:
-            self._cancelled = True
-            wires = list(self._active)
-        for wire in wires:
+        self._cancelled = True
+        for wire in self._active.copy():
             wire.cancel()
 
     def active_count(self) -> int:
         """How many connections serve a call now."""
-        with self._lock:
-            return len(self._active)
+        return len(self._active)
 
     def _destination(self, provider: Provider) -> Destination:
         key = (provider.base_url, provider.proxy, provider.ca_file)
@@ -7706,23 +7717,24 @@ class PoolingHandler(urllib.request.BaseHandler):
         self._begin(wire)
         try:
             head, rest = self._send_and_read_head(call, destination, wire)
-            return UpstreamResponse(call, head, rest, wire,
-                                    lambda used, keep: self._done(destination, used, keep))
+            return UpstreamResponse(call, head, rest, wire, self._done)
         except BaseException:
-            self._done(destination, wire, False)
+            self._done(wire, False)
             raise
 
     def _begin(self, wire: Wire) -> None:
-        """From now on ``cancel_all`` ends what this wire waits for."""
-        with self._lock:
-            self._active.add(wire)
-            wire.cancelled = self._cancelled
+        """From now on ``cancel_all`` ends what this wire waits for.
 
-    def _done(self, destination: Destination, wire: Wire, keep: bool) -> None:
-        with self._lock:
-            self._active.discard(wire)
+        Without a lock: it sets the mark and then looks at the wires, we do the opposite.
+        """
+        self._active.add(wire)
+        if self._cancelled:
+            wire.cancelled = True
+
+    def _done(self, wire: Wire, keep: bool) -> None:
+        self._active.discard(wire)
         if keep and not wire.cancelled:
-            self.pool.give(destination, wire)
+            self.pool.give(wire.destination, wire)
         else:
             wire.close()
 
@@ -7731,8 +7743,9 @@ class PoolingHandler(urllib.request.BaseHandler):
         broken: Optional[OSError] = None
         began = self._monotonic()
         try:
-            sent_all = all(wire.send(piece, call.timeouts.idle_seconds)
-                           for piece in self._request_pieces(call, destination))
+            first, rest = self._request_pieces(call, destination)
+            seconds = call.timeouts.idle_seconds
+            sent_all = wire.send(first, seconds) and (not rest or wire.send(rest, seconds))
         except OSError as error:
             # An upstream that answers early and closes (413, 401) makes sending
             # fail before its answer is read: look for the answer first.
@@ -7761,7 +7774,7 @@ class PoolingHandler(urllib.request.BaseHandler):
         return head, rest
 
     @staticmethod
-    def _request_pieces(call: UpstreamCall, destination: Destination) -> list[bytes]:
+    def _request_pieces(call: UpstreamCall, destination: Destination) -> tuple[bytes, bytes]:
         """What is sent: all at once, or head and body, so that no large body is copied."""
         target, lines = call.target, call.header_lines
         if destination.proxy is not None and destination.scheme == "http":
@@ -7769,9 +7782,10 @@ class PoolingHandler(urllib.request.BaseHandler):
             if destination.proxy.authorization is not None:
                 lines += header_lines([("Proxy-Authorization",
                                         destination.proxy.authorization.reveal())])
-        start = "%s %s HTTP/1.1\r\n" % (call.verb, target)
-        head = b"".join((start.encode("latin-1", "replace"), lines, b"\r\n"))
-        return [head + call.body] if len(call.body) <= READ_BYTES else [head, call.body]
+        start, body = ("%s %s HTTP/1.1\r\n" % (call.verb, target)).encode("latin-1", "replace"), call.body
+        if len(body) > READ_BYTES:
+            return b"%b%b\r\n" % (start, lines), body
+        return b"%b%b\r\n%b" % (start, lines, body), b""
 
     # -- connecting
 
@@ -7789,15 +7803,16 @@ class PoolingHandler(urllib.request.BaseHandler):
             whose = "proxy %s: " % (destination.proxy,) if destination.proxy else ""
             raise UpstreamUnreached("upstream connection failed: %s%s"
                                     % (whose, connect_reason(error, near.host))) from error
+        wire.destination = destination
         self._begin(wire)
         try:
             if destination.scheme == "https":
                 if destination.proxy is not None:
                     self._tunnel(wire, destination, deadline)
-                self._tls(wire, destination, call.watch, deadline)
+                self._tls(wire, destination, deadline)
             return wire
         except (OSError, UpstreamError) as error:
-            self._done(destination, wire, False)
+            self._done(wire, False)
             if wire.cancelled:
                 raise ShuttingDown("the gateway is shutting down") from error
             if isinstance(error, UpstreamError):
@@ -7807,7 +7822,7 @@ class PoolingHandler(urllib.request.BaseHandler):
                 connect_reason(error, destination.host),
                 UNKNOWN_CA_HELP if unknown_ca else "")) from error
         except BaseException:
-            self._done(destination, wire, False)
+            self._done(wire, False)
             raise
 
     def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
@@ -7858,10 +7873,10 @@ class PoolingHandler(urllib.request.BaseHandler):
         if head.status // 100 != 2 or rest:
             raise UpstreamUnreached(refused_by_proxy(destination.proxy, head.status))
 
-    def _tls(self, wire: Wire, destination: Destination, watch: Watch, deadline: float) -> None:
+    def _tls(self, wire: Wire, destination: Destination, deadline: float) -> None:
         wire.sock = self._context(destination.ca_file).wrap_socket(
             wire.sock, server_hostname=destination.host, do_handshake_on_connect=False)
-        wire.attach(watch)
+        wire.is_tls = True
         while True:
             try:
                 wire.sock.do_handshake()
@@ -8017,7 +8032,7 @@ def read_response_head(
                 raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
                                         % MAX_RESPONSE_HEAD_BYTES)
             try:
-                more = wire.receive(max(0.0, deadline - monotonic()))
+                more = wire.receive(deadline - monotonic())
             except socket.timeout:
                 raise UpstreamSilent("upstream sent no response head in %g s" % seconds) from None
             except OSError as error:
