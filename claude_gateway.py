@@ -709,10 +709,10 @@ class Headers:
     __slots__ = ("pairs", "keys", "_first")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self.pairs = list(pairs)
-        self.keys = list(map(str.lower, map(NAME_OF, self.pairs)))
+        self.pairs = pairs = list(pairs)
+        self.keys = keys = list(map(str.lower, map(NAME_OF, pairs)))
         # Filled from behind: of those with one name the first one stays.
-        self._first = dict(zip(reversed(self.keys), map(VALUE_OF, reversed(self.pairs))))
+        self._first = dict(zip(reversed(keys), map(VALUE_OF, reversed(pairs))))
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of a header; ``name`` in lower case."""
@@ -729,21 +729,25 @@ class Headers:
     def __contains__(self, name: object) -> bool:
         return name in self._first
 
+    def line(self, name: str) -> str:
+        """All values of a header as one list; "" without it."""
+        if len(self._first) == len(self.keys):
+            return self._first.get(name, "")
+        return ",".join(self.all(name))
+
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
-        if name not in self._first:
-            return []
-        members = ",".join(self.all(name)).split(",")
-        return [member.strip() for member in members if member.strip()]
+        return list(filter(None, map(str.strip, self.line(name).split(","))))
 
     def with_value(self, at: int, value: str) -> Headers:
         """The same headers with another value in the pair at one place."""
         twin = Headers.__new__(Headers)
-        name, key = self.pairs[at][0], self.keys[at]
-        twin.keys, twin.pairs, twin._first = self.keys, self.pairs.copy(), self._first
-        twin.pairs[at] = (name, value)
-        if self.keys.index(key) == at:
-            twin._first = {**self._first, key: value}
+        twin.keys = keys = self.keys
+        twin.pairs = pairs = self.pairs.copy()
+        twin._first = self._first
+        pairs[at] = (pairs[at][0], value)
+        if keys.index(keys[at]) == at:
+            twin._first = {**self._first, keys[at]: value}
         return twin
 
 
@@ -974,15 +978,19 @@ LENGTH_LINE = re.compile(rb"(\r\n[Cc]ontent-[Ll]ength: )([0-9]{1,18})(?=\r\n)")
 class Head(NamedTuple):
     """A parsed request head; ``version`` is the minor one, 0 or 1.
 
-    ``kind`` is one object for all heads that differ in their Content-Length at most:
-    what follows from one of them follows from all.  None for one that is not remembered.
+    ``closes`` says that its sender ends the connection after it.  ``kind`` is one object
+    for all heads that differ in their Content-Length at most: what follows from one of
+    them follows from all.  None for one that is not remembered.  ``length`` is that of
+    the body where it was read with the head, and nothing else in it frames the body.
     """
 
     method: str
     target: str
     version: int
     headers: Headers
+    closes: bool = False
     kind: Optional[object] = None
+    length: Optional[int] = None
 
 
 # In the place of one that has not come, or could not be read.
@@ -1037,14 +1045,19 @@ def parse_request_head(data: bytes) -> Head:
     if len(parts) == 1:
         return known_head(data)[0]
     before, name, digits, after = parts
-    (method, target, version, headers, kind), at = known_head(before, name + b"0" + after)
-    return Head(method, target, version, headers.with_value(at, digits.decode("ascii")), kind)
+    (method, target, version, headers, closes, kind, framed), at = known_head(
+        before, name + b"0" + after)
+    return Head(method, target, version, headers.with_value(at, digits.decode("ascii")), closes,
+                kind, framed if framed is None else int(digits))
 
 
 @lru_cache(maxsize=HEADS_KEPT)
 def known_head(before: bytes, after: bytes = b"") -> tuple[Head, int]:
     """A head in two parts, and the index of the first header in the second one."""
-    return parse_whole_head(before + after)._replace(kind=object()), before.count(b"\r\n")
+    head, at = parse_whole_head(before + after), before.count(b"\r\n")
+    framed = 0 if after and head.headers.keys.count("content-length") == 1 and (
+        "transfer-encoding" not in head.headers) else None
+    return head._replace(kind=object(), length=framed), at
 
 
 def parse_whole_head(data: bytes) -> Head:
@@ -1075,7 +1088,7 @@ def parse_whole_head(data: bytes) -> Head:
         raise RequestError(400, "exactly one Host header is needed", close=True)
     if hosts and HOST.fullmatch(hosts[0]) is None:
         raise RequestError(400, "malformed Host header", close=True)
-    return Head(method, target, int(minor), headers)
+    return Head(method, target, int(minor), headers, wants_close(int(minor), headers))
 
 
 def parse_response_head(data: bytes) -> StatusHead:
@@ -1098,7 +1111,7 @@ def parse_response_head(data: bytes) -> StatusHead:
     return StatusHead(version, status, headers)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # a line may be long
 def parse_status_line(line: str) -> tuple[int, int]:
     """The minor version and the status.  Raises UpstreamMalformed."""
     match = STATUS_LINE.fullmatch(line)
@@ -1155,20 +1168,25 @@ def http_date(seconds: int) -> str:
 
 def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
     """An answer's head with its framing: the one place where downstream heads are made."""
-    pairs = list(response.headers)
+    status, pairs, ours = response.status, response.headers, ""
     if "date" not in map(str.lower, map(NAME_OF, pairs)):
-        pairs.append(("Date", date))
-    if response.status not in (204, 304):
+        ours = "Date: %s\r\n" % date
+    if status not in (204, 304):
         if response.length is not None:
-            pairs.append(("Content-Length", str(response.length)))
+            ours += "Content-Length: %d\r\n" % response.length
         elif head.version == 1:
-            pairs.append(("Transfer-Encoding", "chunked"))
+            ours += "Transfer-Encoding: chunked\r\n"
     if not keep:
-        pairs.append(("Connection", "close"))
+        ours += "Connection: close\r\n"
     elif head.version == 0:
-        pairs.append(("Connection", "keep-alive"))
-    reason = REASONS.get(response.status, "Status")
-    return encode_head("HTTP/1.1 %d %s" % (response.status, reason), pairs)
+        ours += "Connection: keep-alive\r\n"
+    return b"%b%b%b\r\n" % (status_line(status), header_lines(pairs), ours.encode("ascii"))
+
+
+@lru_cache(maxsize=64)
+def status_line(status: int) -> bytes:
+    """The first line of an answer's head."""
+    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "Status").encode("ascii"))
 
 
 class NoBody:
@@ -1394,6 +1412,8 @@ def request_body_decoder(head: Head) -> BodyDecoder:
 
     What two parsers could read in two ways is refused, and the connection with it.
     """
+    if head.length is not None:
+        return LengthBody(head.length)
     codings = head.headers.all("transfer-encoding")
     try:
         length = content_length(head.headers)
@@ -1422,9 +1442,9 @@ def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
     """How an answer's body is framed (RFC 9112 section 6.3).  Raises UpstreamMalformed."""
     if method == "HEAD" or head.status in (204, 304):
         return NoBody()
-    codings = [coding.lower() for coding in head.headers.tokens("transfer-encoding")]
+    codings = known_members(head.headers.line("transfer-encoding"))
     if codings:
-        if codings != ["chunked"]:
+        if codings != ("chunked",):
             raise UpstreamMalformed("upstream sent an unsupported Transfer-Encoding")
         return ChunkedBody()
     try:
@@ -1436,19 +1456,14 @@ def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
 
 def wants_close(version: int, headers: Headers) -> bool:
     """Whether the sender of this head ends the connection after its message."""
-    options = connection_options(headers)
+    options = known_members(headers.line("connection"))
     return "close" in options if version else "keep-alive" not in options
 
 
-def connection_options(headers: Headers) -> frozenset[str]:
-    """The members of the Connection headers, in lower case."""
-    return known_options(",".join(headers.all("connection")))
-
-
-@lru_cache(maxsize=4)  # "keep-alive", "close" and none, as a rule; what else comes may be long
-def known_options(text: str) -> frozenset[str]:
+@lru_cache(maxsize=4)  # "keep-alive", "chunked" and none, as a rule; what else comes may be long
+def known_members(text: str) -> tuple[str, ...]:
     """The members of a list, in lower case."""
-    return frozenset(filter(None, map(str.strip, text.lower().split(","))))
+    return tuple(filter(None, map(str.strip, text.lower().split(","))))
 
 
 class Inflater:
@@ -1511,7 +1526,7 @@ def named_by_connection(headers: Headers) -> frozenset[str]:
 
     Less those that are so anyway: "keep-alive" is in most answers, and nothing is left.
     """
-    return connection_options(headers) - HOP_BY_HOP
+    return frozenset(known_members(headers.line("connection"))) - HOP_BY_HOP
 
 
 def upstream_headers(
@@ -7552,17 +7567,17 @@ class UpstreamResponse:
         release: Callable[[Wire, bool], None],
     ) -> None:
         self.status = head.status
-        self.headers = head.headers
+        self.headers = headers = head.headers
         self._body = response_body_decoder(call.verb, head)
         if call.verb == "HEAD":
-            self._told_length = told_length(head.headers)
-        self._keep = not wants_close(head.version, head.headers)
+            self._told_length = told_length(headers)
+        self._keep = not wants_close(head.version, headers)
         self._rest = rest
         self._idle_seconds = call.timeouts.idle_seconds
         self._wire: Optional[Wire] = wire
         self._release = release
-        if "content-encoding" in head.headers:
-            coding = head.headers.get("content-encoding").lower()
+        if "content-encoding" in headers:
+            coding = headers.get("content-encoding").lower()
             self.decoded = coding in Inflater.CODINGS
             self.readable = self.decoded or coding == "identity"
             self._inflater = Inflater(coding) if self.decoded else None
@@ -7584,20 +7599,21 @@ class UpstreamResponse:
 
         ``seconds`` bound the wait for them (``timeouts.idle_seconds``).  Raises UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
         """
+        body, inflater = self._body, self._inflater
         while True:
-            if self._inflater is not None and self._inflater.waiting:
+            if inflater is not None and inflater.waiting:
                 payload = self._inflate(b"")
                 if payload:
                     return payload
                 continue
-            if self._body.done:
+            if body.done:
                 self.close()
                 self._check_inflated()
                 return b""
             payload = self._body_bytes(self._idle_seconds if seconds is None else seconds)
-            if self._body.done:
+            if body.done:
                 self.close()
-            if payload and self._inflater is not None:
+            if inflater is not None and payload:
                 payload = self._inflate(payload)
             if payload:
                 return payload
@@ -7605,8 +7621,7 @@ class UpstreamResponse:
     def _body_bytes(self, seconds: float) -> bytes:
         assert self._wire is not None, "read after close"
         try:
-            data, self._rest = self._rest, b""
-            data = data or self._wire.receive(seconds)
+            data, self._rest = self._rest or self._wire.receive(seconds), b""
             if data:
                 return self._body.feed(data)
             self._body.feed_eof()
@@ -13079,8 +13094,9 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        # Held by the one whose turn it is.
+        self._turn = threading.Lock()
         self._lock = threading.Lock()
-        self._taken = False
         self._waiting: collections.deque[Waiter] = collections.deque()
         self._ended_count = 0
         # How many had ended when a wait was in vain; until one more has, nobody waits.
@@ -13090,25 +13106,17 @@ class Turns:
 
     def take(self) -> bool:
         """Wait for the turn; whether it was given: it is then to be ended."""
-        if not self._wanted:
-            return False
+        return self._wanted and (self._turn.acquire(False) or self._wait())
+
+    def _wait(self) -> bool:
+        waiter, woken, ended_count = Waiter(self._ended_count), True, -1
         with self._lock:
-            if not self._taken:
-                self._taken = True
-                return True
-            if self._stuck_at == self._ended_count:
-                return False
-            waiter = Waiter(self._ended_count)
             self._waiting.append(waiter)
         while True:
-            ended_count = self._ended_count
-            is_first = self._waiting[0] is waiter
-            woken = waiter.gate.acquire(timeout=TURN_SECONDS if is_first else CROWD_SECONDS)
             with self._lock:
                 if waiter.given:
                     return True
-                if not self._taken:
-                    self._taken = True
+                if self._turn.acquire(False):
                     self._waiting.remove(waiter)
                     return True
                 if not woken and self._ended_count == ended_count:
@@ -13118,22 +13126,28 @@ class Turns:
                 if self._stuck_at == self._ended_count:
                     self._waiting.remove(waiter)
                     return False
+                ended_count, is_first = self._ended_count, self._waiting[0] is waiter
+            woken = waiter.gate.acquire(timeout=TURN_SECONDS if is_first else CROWD_SECONDS)
 
     def end(self) -> None:
         """The next one's turn."""
-        with self._lock:
-            self._ended_count += 1
+        self._ended_count += 1  # by nobody else meanwhile
+        has_turn = bool(self._waiting)
+        if not has_turn:
+            self._turn.release()
             if not self._waiting:
-                self._taken = False
                 return
-            first = self._waiting[0]
-            passed_count = self._ended_count - first.came_at
-            if passed_count > MAX_PASSES * len(self._waiting):
+            # Who came just then may have looked too early.
+        with self._lock:
+            first = self._waiting[0] if self._waiting else None
+            if first is not None and has_turn and (
+                    self._ended_count - first.came_at > MAX_PASSES * len(self._waiting)):
                 first.given = True
                 self._waiting.popleft()
-            else:
-                self._taken = False
-            first.wake()
+            elif has_turn:
+                self._turn.release()
+            if first is not None:
+                first.wake()
 
 
 class ClientConnection(Watch):
@@ -13554,7 +13568,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         """How an answer's body ends, and whether the connection may serve another."""
         is_framed = response.length is not None or self._head.version == 1
         keep = is_framed and not self._is_spare and not (
-            response.close_connection or wants_close(self._head.version, self._head.headers))
+            response.close_connection or self._head.closes)
         if not self._decoder.done and (self._continue_owed or not self._small_rest()):
             keep = False
         return Framing(keep, response.length is None and self._head.version == 1)
