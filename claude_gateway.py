@@ -13109,6 +13109,8 @@ class Turns:
         return self._wanted and (self._turn.acquire(False) or self._wait())
 
     def _wait(self) -> bool:
+        if self._stuck_at == self._ended_count:
+            return False
         waiter, woken, ended_count = Waiter(self._ended_count), True, -1
         with self._lock:
             self._waiting.append(waiter)
@@ -13216,18 +13218,21 @@ class ClientConnection(Watch):
 
         ``seconds`` bound all of it: a byte now and then does not extend them.
         """
-        deadline = self._monotonic() + seconds
+        deadline: Optional[float] = None
         searched = blank = 0
         while True:
             while blank < MAX_BLANK_LINES and self._buffer.startswith(b"\r\n"):
                 blank += 1
                 self._buffer = self._buffer[2:]
-            end = self._buffer.find(b"\r\n\r\n", searched)
-            if 0 <= end <= MAX_HEAD_BYTES - 4:
-                head, self._buffer = self._buffer[:end + 4], self._buffer[end + 4:]
-                return head
+            buffer = self._buffer
+            end = buffer.find(b"\r\n\r\n", searched) + 4
+            if 4 <= end <= MAX_HEAD_BYTES:
+                self._buffer = buffer[end:]
+                return buffer[:end]
             self._refuse_long_head()
-            searched = max(0, len(self._buffer) - 3)
+            if deadline is None:
+                deadline = self._monotonic() + seconds
+            searched = max(0, len(buffer) - 3)
             self._buffer += self._receive(deadline - self._monotonic(), "head")
 
     def _refuse_long_head(self) -> None:
@@ -13259,11 +13264,14 @@ class ClientConnection(Watch):
         ``reserve`` is told of every piece before it is kept.
         """
         pieces: list[bytes] = []
-        total = 0
-        began = self._monotonic()
+        total, began = 0, None
         while not decoder.done:
-            allowed = seconds + total / MIN_BODY_BYTES_PER_SECOND
-            piece = self._body_piece(decoder, min(seconds, began + allowed - self._monotonic()))
+            if not self._buffer:
+                began = self._monotonic() if began is None else began
+                allowed = seconds + total / MIN_BODY_BYTES_PER_SECOND
+                self._buffer = self._receive(
+                    min(seconds, began + allowed - self._monotonic()), "body")
+            piece = self._body_piece(decoder)
             total += len(piece)
             if total > limit_bytes:
                 raise too_large(limit_bytes)
@@ -13271,10 +13279,9 @@ class ClientConnection(Watch):
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _body_piece(self, decoder: BodyDecoder, seconds: float) -> bytes:
-        data, self._buffer = self._buffer or self._receive(seconds, "body"), b""
+    def _body_piece(self, decoder: BodyDecoder) -> bytes:
         try:
-            piece = decoder.feed(data)
+            piece = decoder.feed(self._buffer)
         except ValueError as error:
             raise RequestError(400, "malformed chunked body: %s" % error, close=True) from None
         self._buffer, decoder.excess = decoder.excess, b""
@@ -13286,7 +13293,8 @@ class ClientConnection(Watch):
         total = 0
         try:
             while not decoder.done and total <= limit_bytes:
-                total += len(self._body_piece(decoder, deadline - self._monotonic()))
+                self._buffer = self._buffer or self._receive(deadline - self._monotonic(), "body")
+                total += len(self._body_piece(decoder))
         except (RequestError, ClientGone):
             return False  # safe: the connection is closed by whoever asked
         return decoder.done
@@ -13363,15 +13371,21 @@ class BodyBudget:
         is room for all of it.
         """
         with self._lock:
-            own_limit = max(0, self.limit_bytes - own_bytes)
-            count = min(count, own_limit)
-            needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
-            is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
-            if count and self._held + needed > self.limit_bytes + (
-                    SPARE_BODY_BYTES if is_small else 0):
-                raise busy("too many large requests at once")
+            if self._held + max(count, whole_bytes) > self.limit_bytes:
+                count = self._admit_last(own_bytes, count, whole_bytes)
             self._held += count
             return count
+
+    def _admit_last(self, own_bytes: int, count: int, whole_bytes: int) -> int:
+        """How much is reserved where little room is left.  Raises Unavailable."""
+        own_limit = max(0, self.limit_bytes - own_bytes)
+        count = min(count, own_limit)
+        needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
+        is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
+        if count and self._held + needed > self.limit_bytes + (
+                SPARE_BODY_BYTES if is_small else 0):
+            raise busy("too many large requests at once")
+        return count
 
     def give_back(self, count: int) -> None:
         """Free what was reserved."""
@@ -13410,16 +13424,9 @@ class BodyShare:
 
     def give_back(self) -> None:
         """Free all of it; later calls do nothing."""
-        count = self._bytes
+        if self._bytes:
+            self._budget.give_back(self._bytes)
         self._bytes = self._whole = self._taken = self._arrived = 0
-        self._budget.give_back(count)
-
-
-class Framing(NamedTuple):
-    """How an answer goes down: whether the connection stays, whether its body is chunked."""
-
-    keep: bool
-    chunked: bool
 
 
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
@@ -13463,11 +13470,12 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                 except RequestError as error:
                     raw = busy("too many connections") if self._is_spare else error
                 # Half a head is no request yet: it does not hold up a stop.
-                with self.server.busy():
-                    try:
-                        keep = self._serve_one(raw)
-                    finally:
-                        self._share.give_back()
+                self.server.begin(self)
+                try:
+                    keep = self._serve_one(raw)
+                finally:
+                    self._share.give_back()
+                    self.server.end(self)
                 if not keep:
                     break
             if self._lingers:
@@ -13484,7 +13492,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self._head = NO_HEAD
         self._decoder = NoBody()
         self._continue_owed = False
-        self._begun: Optional[Framing] = None
+        self._has_begun = False
 
     def _serve_one(self, raw: Union[bytes, GatewayError]) -> bool:
         """One request and its answer; whether the connection may serve another."""
@@ -13499,7 +13507,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
             self._decoder = request_body_decoder(head)
             if self._is_spare and plain_path(request.path)[0] not in HEALTH_PATHS:
                 raise busy("too many connections")
-            self._check_expectation()
+            if "expect" in head.headers:
+                self._check_expectation()
             response = self.server.application.handle(request)
         except GatewayError as error:
             response = self.server.application.refuse(error, request)
@@ -13535,9 +13544,10 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def _begin_answer(self, response: HttpResponse) -> Callable[[bytes], None]:
         """Send the head of an answer whose body comes later; gives what sends pieces of it."""
-        framing = self._begun = self._framing(response)
-        self._client.send(self._head_bytes(response, framing), self._timeouts.client_seconds)
-        return partial(self._send_piece, framing)
+        head = self._answer_head(response)
+        self._has_begun = True
+        self._client.send(head, self._timeouts.client_seconds)
+        return self._send_piece
 
     def _answer(self, response: HttpResponse) -> bool:
         """Write an answer and end its books; whether the connection stays.
@@ -13549,8 +13559,8 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         unread = not self._decoder.done
         keep, ended = False, "client_left"
         try:
-            keep = self._write(response)
-            ended = ""
+            self._write(response)
+            keep, ended = self._keeps, ""
         except UpstreamError:
             # Told by RelayBody in the record; here the connection ends without
             # the end of its body.
@@ -13564,40 +13574,37 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self._lingers = not keep and not ended
         return keep
 
-    def _framing(self, response: HttpResponse) -> Framing:
-        """How an answer's body ends, and whether the connection may serve another."""
-        is_framed = response.length is not None or self._head.version == 1
-        keep = is_framed and not self._is_spare and not (
-            response.close_connection or self._head.closes)
-        if not self._decoder.done and (self._continue_owed or not self._small_rest()):
-            keep = False
-        return Framing(keep, response.length is None and self._head.version == 1)
+    def _answer_head(self, response: HttpResponse) -> bytes:
+        """An answer's head, and how its body ends (``_is_chunked``), and whether the
+        connection may serve another request (``_keeps``)."""
+        head = self._head
+        is_open = response.length is None
+        self._is_chunked = is_open and head.version == 1
+        self._keeps = not (
+            head.closes or response.close_connection or self._is_spare
+            or is_open and head.version == 0
+            or not self._decoder.done and (self._continue_owed or not self._small_rest()))
+        return framed_head(response, head, self._keeps, http_date(int(self.server.wall_clock())))
 
     def _small_rest(self) -> bool:
         return not isinstance(self._decoder, LengthBody) or (
             self._decoder.remaining <= MAX_KEPT_DRAIN_BYTES)
 
-    def _head_bytes(self, response: HttpResponse, framing: Framing) -> bytes:
-        return framed_head(response, self._head, framing.keep, http_date(int(self.server.wall_clock())))
-
-    def _send_piece(self, framing: Framing, piece: bytes) -> None:
-        self._client.send(encode_chunk(piece) if framing.chunked else piece,
+    def _send_piece(self, piece: bytes) -> None:
+        self._client.send(encode_chunk(piece) if self._is_chunked else piece,
                           self._timeouts.client_seconds)
 
-    def _write(self, response: HttpResponse) -> bool:
-        """Head, unless it has gone, and body; whether the connection may serve another."""
-        seconds = self._timeouts.client_seconds
-        framing = self._begun or self._framing(response)
-        head = b"" if self._begun else self._head_bytes(response, framing)
+    def _write(self, response: HttpResponse) -> None:
+        """Head, unless it has gone, and body."""
+        head = b"" if self._has_begun else self._answer_head(response)
         if self._head.method == "HEAD" or response.status in (204, 304):
-            self._client.send(head, seconds)
+            self._client.send(head, self._timeouts.client_seconds)
         elif isinstance(response.body, bytes):
-            self._client.send(head + response.body, seconds)
+            self._client.send(head + response.body, self._timeouts.client_seconds)
         else:
-            self._write_pieces(response, response.body, framing, head)
-        return framing.keep
+            self._write_pieces(response, response.body, head)
 
-    def _write_pieces(self, response: HttpResponse, pieces: Iterable[bytes], framing: Framing,
+    def _write_pieces(self, response: HttpResponse, pieces: Iterable[bytes],
                       data: bytes) -> None:
         """A body that comes in pieces, ``data`` before it: each as soon as it is there.
 
@@ -13605,15 +13612,16 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         threads get in between at, less for the head and for the end of a stream.
         """
         seconds, send, ready = self._timeouts.client_seconds, self._client.send, response.ready
+        is_chunked = self._is_chunked
         if data and not ready():
             send(data, seconds)
             data = b""
         for piece in pieces:
-            data += encode_chunk(piece) if framing.chunked else piece
+            data += encode_chunk(piece) if is_chunked else piece
             if not ready():
                 send(data, seconds)
                 data = b""
-        if framing.chunked:
+        if is_chunked:
             data += LAST_CHUNK
         if data:
             send(data, seconds)
@@ -13659,7 +13667,8 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         self._spare: set[socket.socket] = set()
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._busy_count = 0
+        self._busy: set[DownstreamHandler] = set()
+        self._awaits_idle = False
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
         if ":" in address[0]:
@@ -13789,26 +13798,30 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             self.application.refuse(
                 GatewayError("internal error of the server: %s" % frames_of(error)), None).close()
 
-    def busy(self) -> BusyMark:
-        """A context in which a connection counts as serving a request."""
-        return BusyMark(self)
+    def begin(self, handler: DownstreamHandler) -> None:
+        """A request is under way."""
+        self._busy.add(handler)
 
-    def mark_busy(self, change: int) -> None:
-        """Count one request more or less under way."""
-        with self._lock:
-            self._busy_count += change
-            if self._busy_count == 0:
+    def end(self, handler: DownstreamHandler) -> None:
+        """It is so no longer.
+
+        Without a lock: who waits says so and then looks, we do the opposite.
+        """
+        self._busy.discard(handler)
+        if self._awaits_idle and not self._busy:
+            with self._changed:
                 self._changed.notify_all()
 
     def counts(self) -> dict[str, int]:
         """``connections`` that are open, and ``requests`` under way."""
         with self._changed:
-            return {"connections": len(self._connections), "requests": self._busy_count}
+            return {"connections": len(self._connections), "requests": len(self._busy)}
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Whether the last request under way ends within ``seconds``."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._busy_count == 0, seconds)
+            self._awaits_idle = True
+            return self._changed.wait_for(lambda: not self._busy, seconds)
 
     def close_connections(self, seconds: float) -> bool:
         """End every connection and wait for their threads; whether all ended in time.
@@ -13842,19 +13855,6 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
     def _close_wakers(self) -> None:
         self._waker.close()
         self._woken.close()
-
-
-class BusyMark:
-    """Marks a request as under way while it is entered."""
-
-    def __init__(self, server: DownstreamServer) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        self._server.mark_busy(1)
-
-    def __exit__(self, *error: Any) -> None:
-        self._server.mark_busy(-1)
 
 
 # ---- 18. Demo upstream -------------------------------------------------------
