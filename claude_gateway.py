@@ -163,7 +163,7 @@ MAX_TRAILER_BYTES = 8 * 1024
 # One socket read.  64 KiB is a default socket buffer's worth: larger reads gain
 # nothing measurable, smaller ones cost a call per event burst.
 READ_BYTES = 64 * 1024
-# What a client must take within client_seconds.
+# What is sent at once, and what a client must take within client_seconds.
 SEND_BYTES = 256 * 1024
 
 # A message as JSON is collected before it goes down, so that a broken one can be
@@ -740,14 +740,12 @@ class Headers:
         return list(filter(None, map(str.strip, self.line(name).split(","))))
 
     def with_value(self, at: int, value: str) -> Headers:
-        """The same headers with another value in the pair at one place."""
+        """The same headers with another value at a place whose name stands there alone."""
         twin = Headers.__new__(Headers)
         twin.keys = keys = self.keys
         twin.pairs = pairs = self.pairs.copy()
-        twin._first = self._first
         pairs[at] = (pairs[at][0], value)
-        if keys.index(keys[at]) == at:
-            twin._first = {**self._first, keys[at]: value}
+        twin._first = {**self._first, keys[at]: value}
         return twin
 
 
@@ -1025,11 +1023,12 @@ def parse_header_line(line: str) -> tuple[str, str]:
 known_header_line = lru_cache(maxsize=HEADER_LINES_KEPT)(parse_header_line)
 
 
-def parse_header_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Header lines, without their line ends, as pairs.  Raises ValueError."""
+def parse_header_lines(lines: Sequence[str],
+                       head_bytes: int = MAX_HEAD_BYTES) -> list[tuple[str, str]]:
+    """The lines of a head of so many bytes, without their ends, as pairs.  Raises ValueError."""
     # What is kept has a bound in bytes, too.
-    is_usual = sum(map(len, lines)) <= MAX_KEPT_HEAD_BYTES
-    return list(map(known_header_line if is_usual else parse_header_line, lines))
+    parse = known_header_line if head_bytes <= MAX_KEPT_HEAD_BYTES else parse_header_line
+    return list(map(parse, lines))
 
 
 def parse_request_head(data: bytes) -> Head:
@@ -1045,19 +1044,21 @@ def parse_request_head(data: bytes) -> Head:
     if len(parts) == 1:
         return known_head(data)[0]
     before, name, digits, after = parts
-    (method, target, version, headers, closes, kind, framed), at = known_head(
+    (method, target, version, headers, closes, kind, length), at = known_head(
         before, name + b"0" + after)
+    if length is None:
+        return parse_whole_head(data)  # framed in a second way, too
     return Head(method, target, version, headers.with_value(at, digits.decode("ascii")), closes,
-                kind, framed if framed is None else int(digits))
+                kind, int(digits))
 
 
 @lru_cache(maxsize=HEADS_KEPT)
 def known_head(before: bytes, after: bytes = b"") -> tuple[Head, int]:
     """A head in two parts, and the index of the first header in the second one."""
     head, at = parse_whole_head(before + after), before.count(b"\r\n")
-    framed = 0 if after and head.headers.keys.count("content-length") == 1 and (
-        "transfer-encoding" not in head.headers) else None
-    return head._replace(kind=object(), length=framed), at
+    is_sized = after and head.headers.keys.count("content-length") == 1 and (
+        "transfer-encoding" not in head.headers)
+    return head._replace(kind=object(), length=0 if is_sized else None), at
 
 
 def parse_whole_head(data: bytes) -> Head:
@@ -1080,7 +1081,7 @@ def parse_whole_head(data: bytes) -> Head:
     if len(lines) - 1 > MAX_HEADERS_COUNT:
         raise RequestError(431, "more than %d headers" % MAX_HEADERS_COUNT, close=True)
     try:
-        headers = Headers(parse_header_lines(lines[1:]))
+        headers = Headers(parse_header_lines(lines[1:], len(data)))
     except ValueError as error:
         raise RequestError(400, str(error), close=True) from None
     hosts = headers.all("host")
@@ -1105,7 +1106,7 @@ def parse_response_head(data: bytes) -> StatusHead:
     if len(fields) > MAX_RESPONSE_HEADERS_COUNT:
         raise UpstreamMalformed("upstream sent more than %d headers" % MAX_RESPONSE_HEADERS_COUNT)
     try:
-        headers = Headers(parse_header_lines(fields))
+        headers = Headers(parse_header_lines(fields, len(data)))
     except ValueError as error:
         raise UpstreamMalformed("upstream sent a %s" % error) from None
     return StatusHead(version, status, headers)
@@ -1374,7 +1375,7 @@ class ChunkedBody:
         if self._trailer_bytes > MAX_TRAILER_BYTES:
             raise ValueError("trailers longer than %d bytes" % MAX_TRAILER_BYTES)
         if line:
-            parse_header_lines([line.decode("latin-1")])
+            parse_header_line(line.decode("latin-1"))
             return True
         self._end()
         return False
@@ -1521,12 +1522,12 @@ def lower_names(pairs: Iterable[tuple[str, str]]) -> frozenset[str]:
     return frozenset(name.lower() for name, _ in pairs)
 
 
-def named_by_connection(headers: Headers) -> frozenset[str]:
-    """The header names that a Connection header makes hop-by-hop (RFC 9110 section 7.6.1).
+def named_by_connection(connection: str) -> frozenset[str]:
+    """The header names that a Connection header's value makes hop-by-hop (RFC 9110 section 7.6.1).
 
     Less those that are so anyway: "keep-alive" is in most answers, and nothing is left.
     """
-    return frozenset(known_members(headers.line("connection"))) - HOP_BY_HOP
+    return frozenset(known_members(connection)) - HOP_BY_HOP
 
 
 def upstream_headers(
@@ -1544,7 +1545,7 @@ def upstream_headers(
     ``credentials`` are the pairs to send; ``extra`` are the provider's own
     headers, which win.  Order as contract section 5.
     """
-    dropped = named_by_connection(headers)
+    dropped = named_by_connection(headers.line("connection"))
     # What takes the place of a header; nothing of it, once it has been sent.
     replaced: dict[str, Optional[tuple[str, str]]] = {
         "host": ("Host", host), "accept-encoding": ("Accept-Encoding", "identity")}
@@ -1605,20 +1606,23 @@ class NamePicker:
         self._picks = picks
         self._known: dict[tuple[Any, ...], list[Any]] = {}
 
-    def __call__(self, headers: Headers, less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
-        """Its headers of an answer, without those of the names in ``less``."""
-        key = tuple(headers.keys), less
-        places = None
+    def __call__(self, headers: Headers, less: frozenset[str] = NO_NAMES,
+                 connection: str = "") -> list[tuple[str, str]]:
+        """Its headers of an answer, without those of the names in ``less`` and ``connection``."""
+        key = tuple(headers.keys), less, connection
         try:
             places = self._known[key]
         except KeyError:
-            pass  # the first with these names
-        if places is None:
-            places = [name not in less and self._picks(name) for name in headers.keys]
-            # What is kept has a bound in bytes, too.
-            if sum(map(len, headers.keys)) + sum(map(len, less)) <= MAX_KEPT_HEAD_BYTES:
-                remember(self._known, key, places, NAME_LISTS_KEPT)
+            places = self._places(*key)  # the first with these names
         return list(compress(headers.pairs, places))
+
+    def _places(self, names: tuple[str, ...], less: frozenset[str], connection: str) -> list[Any]:
+        left_out = less | named_by_connection(connection)
+        places = [name not in left_out and self._picks(name) for name in names]
+        # What is kept has a bound in bytes, too.
+        if sum(map(len, (*names, *less, connection))) <= MAX_KEPT_HEAD_BYTES:
+            remember(self._known, (names, less, connection), places, NAME_LISTS_KEPT)
+        return places
 
 
 going_downstream = NamePicker(goes_downstream)
@@ -1630,8 +1634,8 @@ def downstream_headers(headers: Headers, decoded: bool,
 
     ``decoded`` says that the body's Content-Encoding has been undone.
     """
-    less |= named_by_connection(headers)
-    return going_downstream(headers, less | {"content-encoding"} if decoded else less)
+    return going_downstream(headers, less | {"content-encoding"} if decoded else less,
+                            headers.line("connection"))
 
 
 def pairs_without(
@@ -7331,7 +7335,7 @@ class Wire:
         view = memoryview(data)
         while True:
             try:
-                sent = self.sock.send(view[:READ_BYTES * 4])
+                sent = self.sock.send(view[:SEND_BYTES])
                 if sent == len(view):
                     self._half_sent = False
                     return True
@@ -7702,7 +7706,11 @@ class PoolingHandler(urllib.request.BaseHandler):
         return self._exchange(call, destination, self._connect(call, destination))
 
     def cancel_all(self) -> None:
-        """End every call under way; each raises ShuttingDown in its own thread."""
+        """End every call under way; each raises ShuttingDown in its own thread.
+
+        Without a lock: the mark is set, then the wires are looked at; who begins adds its
+        wire, and then looks at the mark.
+        """
         self._cancelled = True
         for wire in self._active.copy():
             wire.cancel()
@@ -7738,10 +7746,7 @@ class PoolingHandler(urllib.request.BaseHandler):
             raise
 
     def _begin(self, wire: Wire) -> None:
-        """From now on ``cancel_all`` ends what this wire waits for.
-
-        Without a lock: it sets the mark and then looks at the wires, we do the opposite.
-        """
+        """From now on ``cancel_all`` ends what this wire waits for."""
         self._active.add(wire)
         if self._cancelled:
             wire.cancelled = True
@@ -7779,10 +7784,10 @@ class PoolingHandler(urllib.request.BaseHandler):
                 raise UpstreamClosed("upstream closed while the request was being sent: %s"
                                      % reason_of(broken)) from error
             raise
-        proxy = destination.proxy if destination.scheme == "http" else None
-        if head.status == PROXY_WANTS_PASSWORD and proxy is not None:
+        if head.status == PROXY_WANTS_PASSWORD and destination.proxy is not None and (
+                destination.scheme == "http"):
             # It answers in the upstream's place: that says nothing of an account.
-            raise UpstreamUnreached(refused_by_proxy(proxy, head.status))
+            raise UpstreamUnreached(refused_by_proxy(destination.proxy, head.status))
         if not sent_all:
             # The rest of our body is owed: as HTTP/1.0 the connection is not reused.
             head = head._replace(version=0)
@@ -8041,7 +8046,7 @@ def read_response_head(
     deadline = monotonic() + seconds
     data = b""
     for _ in range(MAX_INTERIM_RESPONSES):
-        end = head_end(data) if data else -1
+        end, seam = head_end(data) if data else -1, 0
         while end < 0:
             if len(data) > MAX_RESPONSE_HEAD_BYTES:
                 raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
@@ -8054,16 +8059,17 @@ def read_response_head(
                 raise closed_early(data, reason_of(error)) from error
             if not more:
                 raise closed_early(data, "connection closed")
-            # Only the seam can hold a new end: a head in one-byte reads stays linear.
-            seam = max(0, len(data) - 3)
+            if data:
+                # Only the seam can hold a new end: a head in one-byte reads stays linear.
+                seam = max(0, len(data) - 3)
             data += more
             end = head_end(data, seam)
         head = parse_response_head(data[:end])
         data = data[end:]
-        if head.status == 101:
-            raise UpstreamMalformed("upstream switched protocols unasked")
         if head.status >= 200:
             return head, data
+        if head.status == 101:
+            raise UpstreamMalformed("upstream switched protocols unasked")
     raise UpstreamMalformed("upstream sent more than %d interim responses" % MAX_INTERIM_RESPONSES)
 
 
@@ -13134,12 +13140,13 @@ class Turns:
     def end(self) -> None:
         """The next one's turn."""
         self._ended_count += 1  # by nobody else meanwhile
-        has_turn = bool(self._waiting)
-        if not has_turn:
+        if not self._waiting:
             self._turn.release()
             if not self._waiting:
                 return
-            # Who came just then may have looked too early.
+            has_turn = False  # who came just then may have looked too early
+        else:
+            has_turn = True
         with self._lock:
             first = self._waiting[0] if self._waiting else None
             if first is not None and has_turn and (
@@ -13356,13 +13363,8 @@ class BodyBudget:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held = 0
+        self.held_bytes = 0
         self.limit_bytes = MAX_HELD_BODY_BYTES
-
-    @property
-    def held_bytes(self) -> int:
-        """What all requests together hold now."""
-        return self._held
 
     def admit(self, own_bytes: int, count: int, whole_bytes: int = 0) -> int:
         """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable.
@@ -13371,18 +13373,18 @@ class BodyBudget:
         is room for all of it.
         """
         with self._lock:
-            if self._held + max(count, whole_bytes) > self.limit_bytes:
-                count = self._admit_last(own_bytes, count, whole_bytes)
-            self._held += count
-            return count
+            if self.held_bytes + max(count, whole_bytes) > self.limit_bytes:
+                count = self._last_room(own_bytes, count, whole_bytes)
+            self.held_bytes += count
+        return count
 
-    def _admit_last(self, own_bytes: int, count: int, whole_bytes: int) -> int:
-        """How much is reserved where little room is left.  Raises Unavailable."""
+    def _last_room(self, own_bytes: int, count: int, whole_bytes: int) -> int:
+        """How much is given where there is no room for all.  Raises Unavailable."""
         own_limit = max(0, self.limit_bytes - own_bytes)
         count = min(count, own_limit)
         needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
         is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
-        if count and self._held + needed > self.limit_bytes + (
+        if count and self.held_bytes + needed > self.limit_bytes + (
                 SPARE_BODY_BYTES if is_small else 0):
             raise busy("too many large requests at once")
         return count
@@ -13390,7 +13392,7 @@ class BodyBudget:
     def give_back(self, count: int) -> None:
         """Free what was reserved."""
         with self._lock:
-            self._held -= count
+            self.held_bytes -= count
 
 
 class BodyShare:
@@ -13410,8 +13412,8 @@ class BodyShare:
 
     def begin(self, whole_bytes: int) -> None:
         """A body of this length is to come.  Raises Unavailable."""
-        self._whole = whole_bytes
-        self._taken = min(whole_bytes, FIRST_BODY_BYTES)
+        self._whole, self._arrived = whole_bytes, 0
+        self._taken = whole_bytes if whole_bytes < FIRST_BODY_BYTES else FIRST_BODY_BYTES
         self.take(self._taken)
 
     def arrive(self, count: int) -> None:
@@ -13424,9 +13426,9 @@ class BodyShare:
 
     def give_back(self) -> None:
         """Free all of it; later calls do nothing."""
-        if self._bytes:
-            self._budget.give_back(self._bytes)
-        self._bytes = self._whole = self._taken = self._arrived = 0
+        count, self._bytes, self._whole = self._bytes, 0, 0
+        if count:
+            self._budget.give_back(count)
 
 
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
