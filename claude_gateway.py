@@ -2219,45 +2219,60 @@ def parsed_bytes(data: bytes) -> int:
     return 240 * objects + 64 * data.count(b"[") + 32 * data.count(b",")
 
 
-# A member of an object, or an element of a list with None for its key: key, value,
-# and where the value's text begins and ends.
-JsonPart = Tuple[Optional[str], Any, int, int]
-KEY_AND_VALUE = operator.itemgetter(0, 1)
-# What stands before the first value and before each other one, and the bracket behind the
-# last: a key without escapes costs one look.  The group of a list, its key, never takes part.
+# A member of an object, or an element of a list with None for its key: the key, and where
+# the value's text begins and ends.
+JsonPart = Tuple[Optional[str], int, int]
+# What stands before the first value and before each other one, and the end: a key without
+# escapes costs one look.  The group of a list, its key, never takes part.
 MEMBER = r'%s[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
-JSON_OBJECT = re.compile(MEMBER % r"\{"), re.compile(MEMBER % r"[ \t\n\r]*,"), "}"
+JSON_OBJECT = (re.compile(MEMBER % r"\{"), re.compile(MEMBER % r"[ \t\n\r]*,"),
+               re.compile(r"[ \t\n\r]*\}"))
 JSON_LIST = (re.compile(r"\[[ \t\n\r]*(?![\] \t\n\r])((?!))?"),
-             re.compile(r"[ \t\n\r]*,[ \t\n\r]*((?!))?"), "]")
-JSON_CLOSING = {bracket: re.compile(r"[ \t\n\r]*" + re.escape(bracket)) for bracket in "}]"}
+             re.compile(r"[ \t\n\r]*,[ \t\n\r]*((?!))?"), re.compile(r"[ \t\n\r]*\]"))
 
 
-def json_parts(text: str, at: int) -> tuple[list[JsonPart], int]:
-    """The parts of the object or list that begins at ``at``, and where its closing bracket is.
+def json_members(text: str, at: int) -> tuple[dict, list[int], int]:
+    """The object that begins at ``at``, where each of its values ends, and where it does.
 
-    Decoded at C speed.  Raises ValueError.
+    The same for a list, but for its elements.  Decoded at C speed; where values begin is
+    found when it is asked for (:func:`json_parts`), which is seldom.  Raises ValueError.
     """
-    before, before_next, closing = JSON_OBJECT if text[at] == "{" else JSON_LIST
+    opening, comma, closing = JSON_OBJECT if text[at] == "{" else JSON_LIST
+    values: dict[Optional[str], Any] = {}
+    ends: list[int] = []
+    match, end = opening.match(text, at), at + 1
+    try:
+        while True:
+            while match is not None:
+                values[match[1]], end = scan_json(text, match.end())
+                ends.append(end)
+                match = comma.match(text, end)
+            match = closing.match(text, end)
+            if match is not None:
+                return values, ends, match.end()
+            end = json_space(text, end)
+            if ends and text[end:end + 1] != ",":
+                raise ValueError("a comma is missing at character %d" % end)
+            key, start = json_key(text, end + 1 if ends else end)
+            values[key], end = scan_json(text, start)
+            ends.append(end)
+            match = comma.match(text, end)
+    except StopIteration as error:
+        raise json.JSONDecodeError("Expecting value", text, error.value) from None
+
+
+def json_parts(text: str, at: int, ends: Iterable[int]) -> list[JsonPart]:
+    """The parts of an object or list that has been read."""
+    before, comma, _ = JSON_OBJECT if text[at] == "{" else JSON_LIST
     parts: list[JsonPart] = []
-    end = at
-    while True:
-        match = before.match(text, end)
-        if match is not None:
-            key, start = match[1], match.end()
-        else:  # the end, as a rule
-            last = json_space(text, end if parts else at + 1)
-            stop = text[last:last + 1]
-            if stop == closing:
-                return parts, last
-            if parts and stop != ",":
-                raise ValueError("a comma is missing at character %d" % last)
-            key, start = json_key(text, last + 1 if parts else last)
-        try:
-            value, end = scan_json(text, start)
-        except StopIteration as error:
-            raise json.JSONDecodeError("Expecting value", text, error.value) from None
-        parts.append((key, value, start, end))
-        before = before_next
+    last = at
+    for end in ends:
+        match = before.match(text, last)
+        key, start = (match[1], match.end()) if match is not None else json_key(
+            text, json_space(text, last) + 1)
+        parts.append((key, start, end))
+        before, last = comma, end
+    return parts
 
 
 def json_key(text: str, at: int) -> tuple[str, int]:
@@ -2272,8 +2287,8 @@ def json_key(text: str, at: int) -> tuple[str, int]:
     return key, json_space(text, colon + 1)
 
 
-def whole_json_parts(data: bytes) -> tuple[int, list[JsonPart], int]:
-    """A document's object: where it begins in the text, its parts, where it ends.
+def whole_json_object(data: bytes) -> tuple[dict, list[int], int, int]:
+    """A document's object, where its values end, and where in the text it begins and ends.
 
     Raises ValueError.
     """
@@ -2285,13 +2300,12 @@ def whole_json_parts(data: bytes) -> tuple[int, list[JsonPart], int]:
     if text[at:at + 1] != "{":
         raise ValueError("the body is not a JSON object")
     try:
-        parts, closing = json_parts(text, at)
+        values, ends, end = json_members(text, at)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
-    end = closing + 1
     if end != len(text) and json_space(text, end) != len(text):
         raise ValueError("something follows the JSON object")
-    return at, parts, end
+    return values, ends, at, end
 
 
 class JsonWindow:
@@ -2361,34 +2375,33 @@ class JsonWindow:
         found = [self.value()]
         while self.take(comma) is not None:
             found.append(self.value())
-        if self.take(JSON_CLOSING[closing]) is None:
+        if self.take(closing) is None:
             raise ValueError("a comma is missing")
         return found
 
 
-def large_json_parts(data: bytes) -> Optional[tuple[int, list[JsonPart], int]]:
-    """The same as whole_json_parts with less memory; None for what is to be read as a whole.
+def large_json_object(data: bytes) -> Optional[tuple[dict, list[int], int, int]]:
+    """The same as whole_json_object with less memory; None for what is to be read as a whole.
 
     That is what is not quite as programs write it, and what is broken: the words for it
     are found there.
     """
     window = JsonWindow(data)
-    before, before_next, closing = JSON_OBJECT
-    parts: list[JsonPart] = []
+    opening, comma, closing = JSON_OBJECT
+    values: dict[str, Any] = {}
+    ends: list[int] = []
     try:
-        match = window.take(before)
+        match = window.take(opening)
         while match is not None:
-            start = window.place
             value = window.elements()
-            if value is None:
-                value = window.value()
-            parts.append((match.group(1), value, start, window.place))
-            match = window.take(before_next)
-        if window.take(JSON_CLOSING[closing]) is None:
+            values[match[1]] = window.value() if value is None else value
+            ends.append(window.place)
+            match = window.take(comma)
+        if window.take(closing) is None:
             return None
         end = window.place
         window.take(JSON_SPACE)
-        return (0, parts, end) if parts and window.ended else None
+        return (values, ends, 0, end) if ends and window.ended else None
     except (StopIteration, ValueError, RecursionError):
         return None
 
@@ -2433,7 +2446,7 @@ class JsonDocument:
     b'{"n": 1.50, "model":"b"}'
     """
 
-    __slots__ = ("data", "values", "parts", "_at", "_end")
+    __slots__ = ("data", "values", "_ends", "_at", "_end")
 
     def __init__(self, data: bytes) -> None:
         """Raises ValueError for what is not a JSON object in UTF-8, or has a key twice.
@@ -2446,14 +2459,18 @@ class JsonDocument:
         # Of many small values the window's own steps would be the most (five times the time).
         if len(data) > LARGE_JSON_BYTES and (
                 data.count(b",") * LEAST_WINDOW_VALUE_BYTES <= len(data)):
-            large = large_json_parts(data)
-        self._at, self.parts, self._end = large or whole_json_parts(data)
+            large = large_json_object(data)
         # All top-level values: not to be changed, nor what is in it.
-        self.values: dict[str, Any] = dict(map(KEY_AND_VALUE, self.parts))
-        if len(self.values) < len(self.parts):
-            keys = [str(part[0]) for part in self.parts]
+        self.values: dict[str, Any]
+        self.values, self._ends, self._at, self._end = large or whole_json_object(data)
+        if len(self.values) < len(self._ends):
+            keys = [key or "" for key, _, _ in self.parts(data.decode("utf-8"))]
             raise ValueError("the key %s stands twice" % json.dumps(
                 next(key for key in keys if keys.count(key) > 1)[:40]))
+
+    def parts(self, text: str) -> list[JsonPart]:
+        """The places of the top-level values in its text."""
+        return json_parts(text, self._at, self._ends)
 
     def spelled(self, values: Mapping[str, Any]) -> bytes:
         """The bytes of the document with these top-level values and no others.
@@ -2462,18 +2479,20 @@ class JsonDocument:
         :class:`Edited` object the members that stay do; the rest is spelled anew.
         """
         own = self.values
-        if list(values) == list(own) and all(map(operator.is_, values.values(), own.values())):
+        if values is own or list(values) == list(own) and all(
+                map(operator.is_, values.values(), own.values())):
             return self.data
         text = self.data.decode("utf-8")
+        parts = self.parts(text)
         speller = Speller(text)
         changed = [key for key, new in values.items()
                    if isinstance(new, (dict, list)) and new is not own.get(key)]
         if changed:  # else only a model or a number, in which nothing of ours can be
-            speller.note(own, self._at, self.parts)
+            speller.note(own, self._at, parts)
         for key in changed:
             if isinstance(own.get(key), list) and isinstance(values[key], list):
                 speller.place_elements(own[key], values[key])
-        middle = speller.splice(own, values, self._at, self.parts)
+        middle = speller.splice(own, values, self._at, parts)
         return (text[:self._at] + middle + text[self._end:]).encode("utf-8")
 
 
@@ -2500,14 +2519,14 @@ class Speller:
 
     def place(self, value: Any, start: int) -> list[JsonPart]:
         """Note where the parts of an object or list of the document stand; and give them."""
-        known = self._parts.get(start)
-        return known or self.note(value, start, json_parts(self._text, start)[0])
+        known, text = self._parts.get(start), self._text
+        return known or self.note(value, start, json_parts(text, start, json_members(text, start)[1]))
 
     def note(self, value: Any, start: int, parts: list[JsonPart]) -> list[JsonPart]:
         """The same where the parts are known."""
         self._starts[id(value)] = start
         self._parts[start] = parts
-        for index, (key, _, begins, ends) in enumerate(parts):
+        for index, (key, begins, ends) in enumerate(parts):
             below = value[index] if key is None else value[key]
             if isinstance(below, (dict, list)):
                 self._starts[id(below)], self._ends[id(below)] = begins, ends
@@ -2546,7 +2565,7 @@ class Speller:
         text, segments, last = self._text, [], at
         # Of a key that stands twice the last one counts, as it does in the value.
         places = {}
-        for key, _, start, end in parts:
+        for key, start, end in parts:
             first, last = last + 1, end if text[end] in ",}" else json_space(text, end)
             places[key] = first, start, end, last
         for key, (first, start, end, last) in places.items():

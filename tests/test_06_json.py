@@ -15,7 +15,7 @@ class ParseTest(unittest.TestCase):
     def test_values_and_their_places(self):
         data = '{ "a" : "ä𝄞" ,"b":[1, {"c":2}],\n"d":null}'
         document = gw.JsonDocument(data.encode("utf-8"))
-        places = {key: data[start:end] for key, _, start, end in document.parts}
+        places = {key: data[start:end] for key, start, end in document.parts(data)}
         self.assertEqual(places, {"a": '"ä𝄞"', "b": '[1, {"c":2}]', "d": "null"})
         self.assertEqual(document.values, json.loads(data))
 
@@ -225,13 +225,13 @@ class WindowTest(unittest.TestCase):
             data = text.encode("utf-8")
             for size in self.windows():
                 with self.subTest(text=text, size=size):
-                    self.assertEqual(gw.large_json_parts(data), gw.whole_json_parts(data))
+                    self.assertEqual(gw.large_json_object(data), gw.whole_json_object(data))
 
     def test_what_is_odd_or_broken_is_left_to_who_reads_all(self):
         for text in LEFT_ALONE:
             for size in self.windows():
                 with self.subTest(text=text, size=size):
-                    self.assertIsNone(gw.large_json_parts(text.encode("utf-8")))
+                    self.assertIsNone(gw.large_json_object(text.encode("utf-8")))
 
     def test_a_value_of_many_windows_is_left_to_who_reads_all(self):
         """Else each of its windows would be read anew, and all of it once more where it is broken."""
@@ -239,20 +239,20 @@ class WindowTest(unittest.TestCase):
             for size in (100, 1000):
                 data = b'{"a":["%s"]}' % (b"x" * size)
                 with unittest.mock.patch.object(gw, "JSON_EDGE_CHARS", 5):
-                    self.assertIsNone(gw.large_json_parts(data))
+                    self.assertIsNone(gw.large_json_object(data))
 
     def test_many_small_values_are_read_at_once(self):
         """The window takes some steps of Python's a value, five times the time for numbers."""
         numbers = b'{"a":[' + b"0," * gw.LARGE_JSON_BYTES + b"0]}"
         words = b'{"a":[' + b'"some words of a text",' * (gw.LARGE_JSON_BYTES // 16) + b'""]}'
         for data, calls in ((numbers, 0), (words, 1)):
-            with unittest.mock.patch.object(gw, "large_json_parts", return_value=None) as large:
+            with unittest.mock.patch.object(gw, "large_json_object", return_value=None) as large:
                 gw.JsonDocument(data)
             self.assertEqual(large.call_count, calls)
 
     def test_a_cut_sign_is_no_utf_8(self):
         for size in self.windows():
-            self.assertIsNone(gw.large_json_parts('{"a":["✓"]}'.encode("utf-8")[:-4] + b'"]}'))
+            self.assertIsNone(gw.large_json_object('{"a":["✓"]}'.encode("utf-8")[:-4] + b'"]}'))
 
     def test_a_large_document_takes_twice_its_size_besides_its_own(self):
         """Its text as a whole would be two bytes a character for one sign, and then its values."""
