@@ -114,6 +114,7 @@ import zlib
 from functools import lru_cache
 from functools import partial
 from itertools import compress
+from itertools import repeat
 from typing import Any
 from typing import Callable
 from typing import Container
@@ -2296,9 +2297,11 @@ def whole_json_object(data: bytes) -> tuple[dict, list[int], int, int]:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("the body is not UTF-8") from None
-    at = 0 if text[:1] == "{" else json_space(text, 0)
-    if text[at:at + 1] != "{":
-        raise ValueError("the body is not a JSON object")
+    at = 0
+    if text[:1] != "{":
+        at = json_space(text, 0)
+        if text[at:at + 1] != "{":
+            raise ValueError("the body is not a JSON object")
     try:
         values, ends, end = json_members(text, at)
     except RecursionError:
@@ -2588,13 +2591,17 @@ class Speller:
 # ---- 7. Anthropic messages ---------------------------------------------------
 
 
-def validate_message_request(values: Mapping[str, Any]) -> None:
-    """What is certain about a request to /v1/messages; the rest is the upstream's to judge.
+def parse_message_request(body: bytes) -> JsonDocument:
+    """A body of /v1/messages, parsed and validated; the rest is the upstream's to judge.
 
     Raises RequestError(400) in the words of contract section 6.
     """
     try:
-        model, messages = values["model"], values["messages"]
+        document = JsonDocument(body)
+    except ValueError as error:
+        raise RequestError(400, "invalid JSON: %s" % error) from None
+    try:
+        model, messages = document.values["model"], document.values["messages"]
     except KeyError as error:
         raise RequestError(400, "Missing required field: %s" % error.args) from None
     if not isinstance(model, str) or not model:
@@ -2607,15 +2614,6 @@ def validate_message_request(values: Mapping[str, Any]) -> None:
         index = next(index for index, message in enumerate(messages)
                      if not isinstance(message, dict))
         raise RequestError(400, "messages.%d: must be an object" % index)
-
-
-def parse_message_request(body: bytes) -> JsonDocument:
-    """A body of /v1/messages, parsed and validated.  Raises RequestError(400)."""
-    try:
-        document = JsonDocument(body)
-    except ValueError as error:
-        raise RequestError(400, "invalid JSON: %s" % error) from None
-    validate_message_request(document.values)
     return document
 
 
@@ -3635,10 +3633,10 @@ def is_clean(body: Body, profile: Mapping[str, Any]) -> bool:
     try:
         marks = marks_of_clean_turns(body["messages"], profile)
         system, tools = body.get("system"), body.get("tools")
-        if isinstance(system, list):
+        if system and isinstance(system, list):
             marks += marks_of_clean_blocks(system)
-        if isinstance(tools, list):
-            marks += sum("cache_control" in tool for tool in tools)
+        if tools and isinstance(tools, list):
+            marks += sum(map(operator.contains, tools, repeat("cache_control")))
     except (AttributeError, LookupError, TypeError):
         return False
     if "cache_control" in body:
@@ -3658,44 +3656,47 @@ def marks_of_clean_turns(messages: list, profile: Mapping[str, Any]) -> int:
         last = role
         if "cache_control" in message:
             marks += 1
-        if role == "assistant" and open_calls:
-            raise LookupError("calls without results")
-        if isinstance(content, str):
-            if content.isspace():
-                raise LookupError("blank text")
-        else:
+        if not isinstance(content, str):
             marks += marks_of_clean_content(content, role, open_calls, profile["thinking"])
-        if role == "user" and open_calls:
-            raise LookupError("calls without results")
+        elif content.isspace() or open_calls and role != "system":
+            raise LookupError("blank text, or calls without results")
     return marks
 
 
 def marks_of_clean_content(blocks: list, role: str, open_calls: set[str], thinking: str) -> int:
     """The same for a message's blocks, whose calls and results come and go in ``open_calls``."""
+    if open_calls and role == "assistant":
+        raise LookupError("calls without results")
     marks, is_front = 0, role == "user"
     for block in blocks:
         kind = block["type"]
-        if kind == "tool_result" and role == "user":
-            if not is_front:
-                raise LookupError("a result behind other blocks")
-            open_calls.remove(block["tool_use_id"])
-        else:
-            is_front = False
         if kind == "text":
+            is_front = False
             if not block["text"] or block["text"].isspace():
                 raise LookupError("blank text")
         elif kind == "tool_use":
+            is_front = False
             if role == "assistant":
                 open_calls.add(block["id"])
         elif kind in RESULT_TYPES:
+            if kind == "tool_result" and role == "user":
+                if not is_front:
+                    raise LookupError("a result behind other blocks")
+                open_calls.remove(block["tool_use_id"])
+            else:
+                is_front = False
             if isinstance(block.get("content"), list):
                 marks += marks_of_clean_blocks(block["content"])
-        elif kind in THINKING_TYPES and (
-                "cache_control" in block or thinking == "drop"
-                or thinking == "unsigned" and kind == "thinking" and not block.get("signature")):
-            raise LookupError("thinking")
+        else:
+            is_front = False
+            if kind in THINKING_TYPES and (
+                    "cache_control" in block or thinking == "drop" or thinking == "unsigned"
+                    and kind == "thinking" and not block.get("signature")):
+                raise LookupError("thinking")
         if "cache_control" in block:
             marks += 1
+    if open_calls and role == "user":
+        raise LookupError("calls without results")
     return marks
 
 
@@ -3738,11 +3739,12 @@ def is_warmup(messages: Sequence[Any]) -> bool:
 
     Blocks that are reminders as a whole do not count; anything but text does.
     """
-    role, content = messages[-1].get("role"), messages[-1].get("content")
-    if role != "user" or not isinstance(content, (str, list)):
-        return False
+    newest = messages[-1]
+    content = newest.get("content")
     if isinstance(content, str):
-        return content.strip() == "Warmup"
+        return content.strip() == "Warmup" and newest.get("role") == "user"
+    if not isinstance(content, list) or newest.get("role") != "user":
+        return False
     texts = []
     for block in content:
         if block_type(block) != "text" or not isinstance(block.get("text"), str):
