@@ -3827,8 +3827,12 @@ def conversation_key(headers: Headers, body: Body) -> str:
         if message.get("role") == "user":
             first = message.get("content")
             break
+    opening = body.get("system"), first
     try:
-        return "#%x" % hash((bare_content(body.get("system")), bare_content(first)))
+        try:
+            return "#%x" % hash(opening)
+        except TypeError:  # not strings both
+            return "#%x" % hash(tuple(map(bare_content, opening)))
     except RecursionError:
         return ""  # nested as deep as may be: no conversation that a person holds
 
@@ -3842,10 +3846,11 @@ def session_of_user(user_id: str) -> Any:
 
 
 def bare_content(content: Any) -> Any:
-    """Content for its hash: each block bare; a string is its one text block."""
-    if isinstance(content, str):
-        return (content,)
-    return tuple(map(bare_block, content)) if isinstance(content, list) else repr(content)
+    """Content for its hash: each block bare; one block of text is the string that it is."""
+    if not isinstance(content, list):
+        return repr(content) if isinstance(content, dict) else content
+    blocks = tuple(map(bare_block, content))
+    return blocks[0] if len(blocks) == 1 else blocks
 
 
 def bare_block(block: Any) -> Any:
@@ -5795,6 +5800,8 @@ def serves_model(account: Account, model: str) -> bool:
 
 # May be asked at once: the seconds of AccountState.delay.
 READY = 0.0, 0.0
+# Of a conversation that has no account yet: whose it is, and since when.
+NOT_BOUND = None, -math.inf
 
 
 class AccountState:
@@ -5974,7 +5981,8 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "provider", "account", "secret", "began", "state", "is_probe")
+    __slots__ = ("candidate", "provider", "account", "secret", "began", "state", "is_probe",
+                 "bound_since")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState,
                  is_probe: bool) -> None:
@@ -5986,6 +5994,8 @@ class Lease:
         self.began = began
         self.state = state
         self.is_probe = is_probe
+        # When it was noted last that the conversation's account is this one.
+        self.bound_since = -math.inf
 
     @property
     def name(self) -> str:
@@ -6014,6 +6024,24 @@ class Wanted(NamedTuple):
     paces: bool = True
 
 
+class StatesFound(Dict[Candidate, AccountState]):
+    """The states of those who have been asked for: hashing a credential costs 5 us.
+
+    Each client's own credential has its own limits: nothing is known of it.
+    """
+
+    def __init__(self, states: dict[tuple[Any, ...], AccountState]) -> None:
+        super().__init__()
+        self._states = states
+
+    def __missing__(self, candidate: Candidate) -> AccountState:
+        if candidate.account is None:
+            return AccountState()
+        state = self._states.setdefault(state_key(candidate), AccountState())
+        remember(self, candidate, state, MAX_CANDIDATES_KEPT)
+        return state
+
+
 class AccountPool:
     """Who may be asked next, and how all accounts are.  One lock; nothing blocks under it."""
 
@@ -6023,8 +6051,7 @@ class AccountPool:
         self._lock = threading.Lock()
         # By account and credential: a request from before a reload has the old key.
         self._states: dict[tuple[Any, ...], AccountState] = {}
-        # The same by those who have been asked for: hashing a credential costs 5 us.
-        self._states_found: dict[Candidate, AccountState] = {}
+        self._state_of = StatesFound(self._states)
         self._leases_count = 0
         self._turn = 0.0
         # (conversation, model) -> (candidate's key, last use); the oldest go.
@@ -6051,9 +6078,9 @@ class AccountPool:
         """
         now = self.monotonic()
         with self._lock:
-            own = self._own(wanted, again_at, now)
+            own = self._own(wanted, strategy, again_at, now) if wanted.session else None
             if own is not None:
-                return self._taken(own, strategy, now)
+                return own
             ready: list[Candidate] = []
             later: list[tuple[float, float, int, Candidate]] = []
             for place, candidate in enumerate(self._eligible(wanted, now)):
@@ -6072,19 +6099,30 @@ class AccountPool:
     def _delay(self, candidate: Candidate, again_at: Mapping[tuple[str, str], float],
                now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
-        wait, rank = self._state(candidate).delay(candidate, now)
+        wait, rank = self._state_of[candidate].delay(candidate, now)
         if again_at and candidate.key in again_at and wait < math.inf:
             return max(wait, again_at[candidate.key] - now), 2 * RATHER_WAIT_SECONDS
         return wait, rank
 
-    def _own(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float],
-             now: float) -> Optional[Candidate]:
-        """The conversation's own, if it is ready: then nobody else is looked at."""
-        bound = self._bound(wanted, now) if wanted.session else None
-        if bound is not None:
-            for candidate in self._eligible(wanted, now):
-                if candidate.key == bound:
-                    return candidate if self._delay(candidate, again_at, now) == READY else None
+    def _own(self, wanted: Wanted, strategy: str, again_at: Mapping[tuple[str, str], float],
+             now: float) -> Optional[Lease]:
+        """The account that the conversation had, if it is ready: then nobody else is looked at.
+
+        For a model that is new in it, any that it had.
+        """
+        for model in (wanted.model, ""):
+            bound, since = self._sticky.get((wanted.session, model), NOT_BOUND)
+            if now - since < STICKY_SECONDS:
+                break
+        else:
+            return None
+        for candidate in self._eligible(wanted, now):
+            if candidate.key == bound:
+                if bound in again_at or self._state_of[candidate].delay(candidate, now) != READY:
+                    return None
+                lease = self._taken(candidate, strategy, now)
+                lease.bound_since = since if model == wanted.model else -math.inf
+                return lease
         return None
 
     def _best(self, ready: Sequence[Candidate], strategy: str) -> Candidate:
@@ -6099,7 +6137,7 @@ class AccountPool:
             return 0.0, 0.0
         if strategy == "shuffle":
             return self.chance(), 0.0
-        state = self._state(candidate)
+        state = self._state_of[candidate]
         turn = max(state.turn, self._turn)
         if strategy == "least_loaded":
             return state.in_flight / candidate.weight, turn
@@ -6108,7 +6146,7 @@ class AccountPool:
         return turn, -candidate.weight
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
-        state = self._state(candidate)
+        state = self._state_of[candidate]
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
         if state.turn > self._turn:
@@ -6116,17 +6154,6 @@ class AccountPool:
         # How far one request moves it back (stride scheduling).
         state.turn = self._turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
         return Lease(candidate, now, state, state.start(candidate, now))
-
-    def _state(self, candidate: Candidate) -> AccountState:
-        if candidate.account is None:
-            return AccountState()  # each client's own credential has its own limits
-        state = self._states_found.get(candidate)
-        if state is None:
-            if len(self._states_found) >= MAX_CANDIDATES_KEPT:
-                self._states_found.clear()
-            state = self._states.setdefault(state_key(candidate), AccountState())
-            self._states_found[candidate] = state
-        return state
 
     def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
@@ -6139,19 +6166,7 @@ class AccountPool:
 
     # -- conversations
 
-    def _bound(self, wanted: Wanted, now: float) -> Optional[tuple[str, str]]:
-        """The account that a conversation had; for a model that is new in it, any it had."""
-        for model in (wanted.model, ""):
-            known = self._sticky.get((wanted.session, model))
-            if known is not None and now - known[1] < STICKY_SECONDS:
-                return known[0]
-        return None
-
     def _bind(self, wanted: Wanted, candidate: Candidate, now: float) -> None:
-        known = self._sticky.get((wanted.session, wanted.model))
-        if (known is not None and known[0] == candidate.key
-                and now - known[1] < STICKY_STEP_SECONDS):
-            return  # noted before
         for name in ((wanted.session, wanted.model), (wanted.session, "")):
             self._sticky[name] = (candidate.key, now)
             self._sticky.move_to_end(name)
@@ -6170,7 +6185,7 @@ class AccountPool:
                 model = wanted.models.get(lease.provider.name, "")
                 self._unknown_models.pop((lease.provider.name, model), None)
             if wanted.paces:
-                if wanted.session:
+                if wanted.session and now - lease.bound_since >= STICKY_STEP_SECONDS:
                     self._bind(wanted, lease.candidate, now)
                 self._proved(lease, limits, whole, now)
             if whole:
@@ -6262,14 +6277,14 @@ class AccountPool:
         if not provider.enabled:
             return False
         with self._lock:
-            return any(candidate.account is None or now >= self._state(candidate).hard_until
+            return any(candidate.account is None or now >= self._state_of[candidate].hard_until
                        for candidate in candidates(provider, ""))
 
     def snapshot(self, candidate: Candidate) -> dict:
         """How an account is, for people (AccountState.as_dict)."""
         now = self.monotonic()
         with self._lock:
-            return self._state(candidate).as_dict(now)
+            return self._state_of[candidate].as_dict(now)
 
     def in_flight(self) -> int:
         """How many leases are out."""
@@ -6282,7 +6297,7 @@ class AccountPool:
         now = self.monotonic()
         with self._lock:
             self._states = {key: self._states[key] for key in kept if key in self._states}
-            self._states_found.clear()
+            self._state_of = StatesFound(self._states)
             self._unknown_models.clear()
             for state in self._states.values():
                 if state.out:
@@ -11291,7 +11306,8 @@ class Door:
         """The body of an error of ours."""
         return anthropic_error(error.type, error.message, request_id)
 
-    def passed_on(self, response: HttpResponse, wall_now: float) -> HttpResponse:
+    def passed_on(self, response: HttpResponse,
+                  wall_clock: Callable[[], float]) -> HttpResponse:
         """An upstream's answer as the client is to see it."""
         return response
 
@@ -11370,10 +11386,11 @@ class ChatDoor(Door):
                             getattr(error, "param", None) or None,
                             getattr(error, "code", None) or None)
 
-    def passed_on(self, response: HttpResponse, wall_now: float) -> HttpResponse:
+    def passed_on(self, response: HttpResponse,
+                  wall_clock: Callable[[], float]) -> HttpResponse:
         """An answer with OpenAI's limit headers; an error in its shape, under its status."""
         response.headers.extend(openai_rate_headers(
-            rate_limits(Headers(response.headers), wall_now)))
+            rate_limits(Headers(response.headers), wall_clock())))
         if response.status < 400 or not isinstance(response.body, bytes):
             return response
         told = openai_error_of(response.status, response.body)
@@ -11732,16 +11749,25 @@ class Plan(NamedTuple):
     repeatable: bool = True
 
 
-CLIENT_LEFT = Outcome("client_left")
-
-
 class Result(NamedTuple):
-    """What came of one call: either an answer (not yet told to be a good one) or an error."""
+    """What came of one call: an answer or an error; ``serves`` where it is a good answer."""
 
     outcome: Outcome
     decision: Decision
     response: Optional[HttpResponse] = None
     error: Optional[UpstreamError] = None
+    serves: bool = False
+
+
+def result_of(outcome: Outcome, response: Optional[HttpResponse] = None,
+              error: Optional[UpstreamError] = None) -> Result:
+    """What follows from a call that did not serve."""
+    return Result(outcome, decide(outcome), response, error)
+
+
+CLIENT_LEFT = result_of(Outcome("client_left"))
+# What a good answer comes to, by its status: most calls do, and nothing else counts.
+good_outcome = lru_cache(maxsize=64)(partial(Outcome, "answer"))
 
 
 def outcome_of(error: UpstreamError, lease: Lease, plan: Plan) -> Outcome:
@@ -12250,14 +12276,10 @@ class Engine:
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
-        has_own, providers = bool(exchange.admission.own_credentials), plan.routed.providers
+        has_own, config = bool(exchange.admission.own_credentials), exchange.served.config
         found = plan.routed.candidates[has_own]
-        if not found and providers and not usable_providers(providers, has_own):
-            raise RequestError(
-                401, "provider %s has no account here and the request brought no credential of "
-                     "its own (an x-api-key or Authorization header)" % providers[0].name,
-                CHALLENGE)
-        config = exchange.served.config
+        if not found:
+            check_usable(plan.routed.providers, has_own)
         session = ""  # a conversation matters where there is a choice
         if len(found) > 1 and config.routing.sticky and exchange.body:
             session = conversation_key(exchange.request.headers, exchange.body)
@@ -12287,26 +12309,22 @@ class Engine:
         One call as a rule, one more with a renewed credential or a mended body.
         The lease is given back here, or at the end of the stream that took it.
         """
-        attempts, is_settled = exchange.attempts, False
+        attempts = exchange.attempts
         try:
             result = self._call(exchange, lease)
-            if result.decision is not RELAYED:
+            if not result.serves:
                 result = self._called_again(exchange, lease, result)
-            is_settled = True
-        finally:
-            if not is_settled:
-                self.accounts.release(lease, attempts.wanted)
-        outcome, decision, response, error = result
-        if response is None or decision.action not in ("relay", "mend"):
-            self._told(lease, decision, attempts.failed(lease, decision, outcome))
-            return Failure(lease, decision, error, response)
-        if isinstance(response.body, bytes):
-            if outcome.status < 400:
-                self.accounts.answered(lease, attempts.wanted, outcome.limits, True)
-            else:
-                # A refusal that ends the attempts says when to come back, too.
-                self._told(lease, decision, attempts.failed(lease, decision, outcome))
-        return self._given(exchange, lease, response)
+        except BaseException:
+            self.accounts.release(lease, attempts.wanted)
+            raise
+        outcome, decision, response, error, serves = result
+        if serves:
+            return self._given(exchange, lease, response)
+        self._told(lease, decision, attempts.failed(lease, decision, outcome))
+        if response is not None and decision.action in ("relay", "mend"):
+            # A refusal that ends the attempts says when to come back, too.
+            return self._given(exchange, lease, response)
+        return Failure(lease, decision, error, response)
 
     def _called_again(self, exchange: Exchange, lease: Lease, result: Result) -> Result:
         """What came of a call that was no good; of the next one, should that mend it."""
@@ -12318,8 +12336,7 @@ class Engine:
                 result = self._call(exchange, lease)
             elif isinstance(renewed, CredentialError):
                 # The refusal is not the last word: the next key may be had soon.
-                outcome = outcome_of(renewed, lease, exchange.plan)
-                result = Result(outcome, decide(outcome), None, renewed)
+                result = result_of(outcome_of(renewed, lease, exchange.plan), None, renewed)
         if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
                 exchange, lease):
             attempts.repeated(lease)
@@ -12357,27 +12374,27 @@ class Engine:
         live, account = exchange.live, lease.account
         live.provider, live.account = lease.candidate.key
         live.stage, live.tokens_so_far = "waiting", None
-        outcome, response, error, upstream = CLIENT_LEFT, None, None, None
+        result, upstream = CLIENT_LEFT, None
         try:
             if account is not None and account.source is not None:
                 lease.secret = self._renewal.secret(lease.provider, account, exchange.watch)
             upstream = self._send(exchange, lease)
-            outcome, response = self._received(exchange, lease, upstream)
-        except UpstreamError as failure:
-            error = failure
-            outcome = outcome_of(failure, lease, exchange.plan)
-            if isinstance(failure, CredentialError):
+            result = self._received(exchange, lease, upstream)
+        except UpstreamError as error:
+            result = result_of(outcome_of(error, lease, exchange.plan), None, error)
+            if isinstance(error, CredentialError):
                 exchange.attempts.not_made(self._monotonic() - lease.began)
         finally:
-            if upstream is not None and (response is None or isinstance(response.body, bytes)):
+            now, began, record = self._monotonic(), lease.began, exchange.record
+            if result.serves:
+                record.first_byte_seconds = now - exchange.began
+            elif upstream is not None:
                 upstream.close()
-            decision, now, began = decide(outcome), self._monotonic(), lease.began
-            if response is not None and outcome.status < 400:
-                exchange.record.first_byte_seconds = now - exchange.began
-            exchange.record.attempts.append(Attempt(
+            outcome = result.outcome
+            record.attempts.append(Attempt(
                 live.provider, live.account, outcome.kind, outcome.status, now - began,
-                decision.case, began - exchange.began))
-        return Result(outcome, decision, response, error)
+                result.decision.case, began - exchange.began))
+        return result
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
@@ -12409,36 +12426,44 @@ class Engine:
             remember(known, key, found, HEADS_KEPT)
         return found
 
-    def _received(self, exchange: Exchange, lease: Lease,
-                  upstream: UpstreamResponse) -> tuple[Outcome, HttpResponse]:
+    def _received(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse) -> Result:
         """What an answer means, and what of it would go down.
 
         A stream comes back held at its first content; an error event before that
         is an answer with the status of its type.  Raises UpstreamError.
         """
         self._take_over(exchange, lease)
-        limits = told_limits(upstream.headers, self._wall_clock())
-        outcome = Outcome("answer", upstream.status, False, lease.account is None,
-                          exchange.plan.repeatable, "", None, limits)
-        if upstream.status >= 400:
-            body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
-            outcome = outcome._replace(
-                final=upstream.headers.get("x-should-retry").lower() == "false",
-                says=error_topic(upstream.status, body),
-                ready_in=told_wait(upstream.headers, limits, self._wall_clock()))
-            return outcome, whole_answer(lease, upstream, body)
-        if upstream.status >= 300 and upstream.status != 304:
+        status, limits = upstream.status, told_limits(upstream.headers, self._wall_clock())
+        if status >= 400:
+            return self._refusal(exchange, lease, upstream, limits)
+        if status >= 300 and status != 304:
             # Nobody is to follow it with a key in hand.
-            raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
+            raise UpstreamMalformed("upstream redirects with status %d" % status)
         answer = self._answer(exchange, lease, upstream)
         if isinstance(answer, HttpResponse):
-            if not isinstance(answer.body, bytes):
-                self.accounts.answered(lease, exchange.attempts.wanted, limits)
-            return outcome, answer
+            whole = isinstance(answer.body, bytes)
+            if whole:
+                upstream.close()
+            self.accounts.answered(lease, exchange.attempts.wanted, limits, whole)
+            return Result(good_outcome(status), RELAYED, answer, None, True)
         refusal = error_answer(lease, upstream, answer)
         assert isinstance(refusal.body, bytes)
-        says = error_topic(refusal.status, refusal.body)
-        return outcome._replace(status=refusal.status, says=says), refusal
+        return result_of(Outcome(
+            "answer", refusal.status, transparent=lease.account is None, limits=limits,
+            repeatable=exchange.plan.repeatable,
+            says=error_topic(refusal.status, refusal.body)), refusal)
+
+    def _refusal(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse,
+                 limits: Optional[ToldLimits]) -> Result:
+        """What an error status means."""
+        body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
+        return result_of(Outcome(
+            "answer", upstream.status, transparent=lease.account is None, limits=limits,
+            repeatable=exchange.plan.repeatable,
+            final=upstream.headers.get("x-should-retry").lower() == "false",
+            says=error_topic(upstream.status, body),
+            ready_in=told_wait(upstream.headers, limits, self._wall_clock())),
+            whole_answer(lease, upstream, body))
 
     def _error_body(self, upstream: UpstreamResponse, seconds: float) -> bytes:
         """The body of a refusal, within ``seconds``; where another account waits in less."""
@@ -12553,7 +12578,7 @@ class Engine:
             wait = exchange.attempts.ready_in()
             if wait < math.inf:
                 response.headers.append(("retry-after", retry_after_text(wait)))
-        response = exchange.door.passed_on(response, self._wall_clock())
+        response = exchange.door.passed_on(response, self._wall_clock)
         response.headers.extend(told_of(exchange, lease))
         return response
 
@@ -12921,6 +12946,14 @@ def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provi
     return [provider for provider in providers if provider.accounts or provider in chosen]
 
 
+def check_usable(providers: Sequence[Provider], has_own: bool) -> None:
+    """Where a credential is all that is missing, the client is told so.  Raises RequestError."""
+    if providers and not usable_providers(providers, has_own):
+        raise RequestError(
+            401, "provider %s has no account here and the request brought no credential of "
+                 "its own (an x-api-key or Authorization header)" % providers[0].name, CHALLENGE)
+
+
 def note_answer(record: RequestRecord, message: Mapping[str, Any], lease: Lease) -> None:
     """Write into the record what a whole answer tells; not a key that it quotes."""
     record.usage.update(message.get("usage"))
@@ -12980,14 +13013,20 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
     """Our headers that tell a client who answered."""
-    provider, account = lease.candidate.key
-    pairs = [("X-Gateway-Provider", provider),
-             ("X-Gateway-Attempts", str(exchange.attempts.calls_count))]
-    if lease.account is not None:
+    return [*who_answered(lease.candidate.key, exchange.attempts.calls_count,
+                          exchange.record.mapped_model), *exchange.door.headers]
+
+
+@lru_cache(maxsize=256)
+def who_answered(key: tuple[str, str], calls_count: int, model: str) -> list[tuple[str, str]]:
+    """The same for a candidate's key and its model; an account without a name is the client's."""
+    provider, account = key
+    pairs = [("X-Gateway-Provider", provider), ("X-Gateway-Attempts", str(calls_count))]
+    if account:
         pairs.append(("X-Account-Email", account))
-    if exchange.record.mapped_model:
-        pairs.append(("X-Mapped-Model", exchange.record.mapped_model))
-    return [*pairs, *exchange.door.headers]
+    if model:
+        pairs.append(("X-Mapped-Model", model))
+    return pairs
 
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
