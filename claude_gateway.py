@@ -5981,8 +5981,8 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "provider", "account", "secret", "began", "state", "is_probe",
-                 "bound_since")
+    __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state",
+                 "is_probe", "bound_since")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState,
                  is_probe: bool) -> None:
@@ -5990,17 +5990,13 @@ class Lease:
         # Members and no properties: they are asked for some twenty times a request.
         self.provider = candidate.provider
         self.account = account = candidate.account
+        self.name = candidate.name
         self.secret = account.secret if account is not None else None
         self.began = began
         self.state = state
         self.is_probe = is_probe
         # When it was noted last that the conversation's account is this one.
         self.bound_since = -math.inf
-
-    @property
-    def name(self) -> str:
-        """How logs and errors call it."""
-        return self.candidate.name
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
@@ -11306,8 +11302,7 @@ class Door:
         """The body of an error of ours."""
         return anthropic_error(error.type, error.message, request_id)
 
-    def passed_on(self, response: HttpResponse,
-                  wall_clock: Callable[[], float]) -> HttpResponse:
+    def passed_on(self, response: HttpResponse, wall_clock: Callable[[], float]) -> HttpResponse:
         """An upstream's answer as the client is to see it."""
         return response
 
@@ -11386,8 +11381,7 @@ class ChatDoor(Door):
                             getattr(error, "param", None) or None,
                             getattr(error, "code", None) or None)
 
-    def passed_on(self, response: HttpResponse,
-                  wall_clock: Callable[[], float]) -> HttpResponse:
+    def passed_on(self, response: HttpResponse, wall_clock: Callable[[], float]) -> HttpResponse:
         """An answer with OpenAI's limit headers; an error in its shape, under its status."""
         response.headers.extend(openai_rate_headers(
             rate_limits(Headers(response.headers), wall_clock())))
@@ -11621,8 +11615,8 @@ class Served:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.keys = KeyRing([(key.name, key.key) for key in config.auth.api_keys])
-        self.paced_keys = {key.name: key for key in config.auth.api_keys
-                           if key.requests_per_minute is not None}
+        self.limited_keys = {key.name: key for key in config.auth.api_keys
+                             if key.requests_per_minute is not None}
         self.models = [model_listing(model, provider.owned_by, provider.name)
                        for provider in config.providers if provider.enabled
                        for model in provider.models]
@@ -11765,9 +11759,9 @@ def result_of(outcome: Outcome, response: Optional[HttpResponse] = None,
     return Result(outcome, decide(outcome), response, error)
 
 
-CLIENT_LEFT = result_of(Outcome("client_left"))
+ABANDONED = result_of(Outcome("client_left"))
 # What a good answer comes to, by its status: most calls do, and nothing else counts.
-good_outcome = lru_cache(maxsize=64)(partial(Outcome, "answer"))
+good_outcome = lru_cache(maxsize=8)(partial(Outcome, "answer"))
 
 
 def outcome_of(error: UpstreamError, lease: Lease, plan: Plan) -> Outcome:
@@ -12264,7 +12258,7 @@ class Engine:
             whole=False, repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     def _check_rate(self, exchange: Exchange) -> None:
-        key = exchange.served.paced_keys.get(exchange.record.key)
+        key = exchange.served.limited_keys.get(exchange.record.key)
         if key is None:
             return
         seconds = self._rates.admit(key)
@@ -12374,7 +12368,7 @@ class Engine:
         live, account = exchange.live, lease.account
         live.provider, live.account = lease.candidate.key
         live.stage, live.tokens_so_far = "waiting", None
-        result, upstream = CLIENT_LEFT, None
+        result, upstream = ABANDONED, None
         try:
             if account is not None and account.source is not None:
                 lease.secret = self._renewal.secret(lease.provider, account, exchange.watch)
@@ -12579,7 +12573,7 @@ class Engine:
             if wait < math.inf:
                 response.headers.append(("retry-after", retry_after_text(wait)))
         response = exchange.door.passed_on(response, self._wall_clock)
-        response.headers.extend(told_of(exchange, lease))
+        response.headers += told_of(exchange, lease)
         return response
 
     def _answer(self, exchange: Exchange, lease: Lease,
@@ -13013,20 +13007,11 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
     """Our headers that tell a client who answered."""
-    return [*who_answered(lease.candidate.key, exchange.attempts.calls_count,
-                          exchange.record.mapped_model), *exchange.door.headers]
-
-
-@lru_cache(maxsize=256)
-def who_answered(key: tuple[str, str], calls_count: int, model: str) -> list[tuple[str, str]]:
-    """The same for a candidate's key and its model; an account without a name is the client's."""
-    provider, account = key
-    pairs = [("X-Gateway-Provider", provider), ("X-Gateway-Attempts", str(calls_count))]
-    if account:
-        pairs.append(("X-Account-Email", account))
-    if model:
-        pairs.append(("X-Mapped-Model", model))
-    return pairs
+    provider, account = lease.candidate.key
+    pairs = (("X-Gateway-Provider", provider),
+             ("X-Gateway-Attempts", str(exchange.attempts.calls_count)),
+             ("X-Account-Email", account), ("X-Mapped-Model", exchange.record.mapped_model))
+    return [*filter(VALUE_OF, pairs), *exchange.door.headers]
 
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
