@@ -1758,8 +1758,6 @@ class RateLimit(NamedTuple):
 LIMIT_HEADER = re.compile(
     r"anthropic-ratelimit-([a-z0-9_-]{1,40})-(limit|remaining|reset|status)")
 telling_limits = NamePicker(LIMIT_HEADER.fullmatch)
-# A remaining count of 0, or the status "rejected": what can use a limit up, and little else.
-MAY_BE_USED_UP = re.compile("-(?:remaining:0|status:r)")
 LIMIT_STATUS = re.compile("[a-z_]{1,30}")
 UNIFIED_LIMIT = "unified"
 # Paid use beyond a subscription: while it is allowed, a rejected limit rejects nothing.
@@ -1813,7 +1811,8 @@ class ToldLimits:
         self._pairs, self._wall_now = pairs, wall_now
         self._found: Optional[dict[str, RateLimit]] = None
         text = "\n".join(map(":".join, pairs)).lower()
-        self.may_be_used_up = MAY_BE_USED_UP.search(text) is not None
+        # A remaining count of 0, or the status "rejected": what can, and little else.
+        self.may_be_used_up = "-remaining:0" in text or "-status:r" in text
         if len(text) > MAX_KEPT_HEAD_BYTES:
             self.by_name()  # what is kept has a bound in bytes, too
 
@@ -5691,11 +5690,10 @@ PROVING_CASES = frozenset(["answered", "signature", "unknown_model"])
 
 def case_of(outcome: Outcome) -> Case:
     """The row that an outcome falls under."""
-    cases = CASES_OF.get(outcome.status if outcome.kind == "answer" else outcome.kind)
-    if cases is not None:
-        for case in cases:
-            if case.says in ("", outcome.says):
-                return case
+    what = outcome.status if outcome.kind == "answer" else outcome.kind
+    for case in CASES_OF.get(what, ()):
+        if case.says in ("", outcome.says):
+            return case
     return ANSWERED
 
 
@@ -5887,7 +5885,8 @@ class AccountState:
     def start(self, candidate: Candidate, now: float) -> bool:
         """One more request begins; whether it is the probe."""
         self.in_flight += 1
-        if candidate.is_paced and candidate.account.requests_per_minute is not None:
+        account = candidate.account
+        if account is not None and account.requests_per_minute is not None:
             self.starts.append(now)
         if not self.troubled:
             return False
@@ -5985,7 +5984,7 @@ class Lease:
                  "is_probe", "bound_since")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState,
-                 is_probe: bool) -> None:
+                 is_probe: bool, bound_since: float) -> None:
         self.candidate = candidate
         # Members and no properties: they are asked for some twenty times a request.
         self.provider = candidate.provider
@@ -5996,7 +5995,7 @@ class Lease:
         self.state = state
         self.is_probe = is_probe
         # When it was noted last that the conversation's account is this one.
-        self.bound_since = -math.inf
+        self.bound_since = bound_since
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
@@ -6116,9 +6115,8 @@ class AccountPool:
             if candidate.key == bound:
                 if bound in again_at or self._state_of[candidate].delay(candidate, now) != READY:
                     return None
-                lease = self._taken(candidate, strategy, now)
-                lease.bound_since = since if model == wanted.model else -math.inf
-                return lease
+                return self._taken(candidate, strategy, now,
+                                   since if model == wanted.model else -math.inf)
         return None
 
     def _best(self, ready: Sequence[Candidate], strategy: str) -> Candidate:
@@ -6141,7 +6139,8 @@ class AccountPool:
         # behind a heavier one, since its turn moves on with the others'.
         return turn, -candidate.weight
 
-    def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
+    def _taken(self, candidate: Candidate, strategy: str, now: float,
+               bound_since: float = -math.inf) -> Lease:
         state = self._state_of[candidate]
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
@@ -6149,7 +6148,7 @@ class AccountPool:
             self._turn = state.turn
         # How far one request moves it back (stride scheduling).
         state.turn = self._turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
-        return Lease(candidate, now, state, state.start(candidate, now))
+        return Lease(candidate, now, state, state.start(candidate, now), bound_since)
 
     def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
@@ -6183,18 +6182,17 @@ class AccountPool:
             if wanted.paces:
                 if wanted.session and now - lease.bound_since >= STICKY_STEP_SECONDS:
                     self._bind(wanted, lease.candidate, now)
-                self._proved(lease, limits, whole, now)
+                if lease.state.troubled:
+                    self._proved(lease, whole, now)
+                lease.state.learn(limits, now)
             if whole:
                 self._back(lease)
 
     @staticmethod
-    def _proved(lease: Lease, limits: Optional[ToldLimits], whole: bool, now: float) -> None:
+    def _proved(lease: Lease, whole: bool, now: float) -> None:
         """The account works, whatever the upstream thinks of the request."""
-        state = lease.state
-        if state.troubled:
-            state.answered(lease.began, lease.is_probe, whole, now)
-            lease.is_probe = False
-        state.learn(limits, now)
+        lease.state.answered(lease.began, lease.is_probe, whole, now)
+        lease.is_probe = False
 
     def completed(self, lease: Lease, wanted: Wanted) -> None:
         """A stream has ended well: only now its account's failures in a row are over."""
@@ -6240,9 +6238,9 @@ class AccountPool:
                 return 0.0
             if decision.case == "unknown_model" and wanted.paces:
                 self._exclude(lease, wanted, now)
-            if wanted.paces and decision.case in PROVING_CASES:
-                self._proved(lease, outcome.limits, True, now)
-            elif wanted.paces:
+            if wanted.paces:
+                if decision.case in PROVING_CASES:
+                    self._proved(lease, True, now)
                 state.learn(outcome.limits, now)
             if decision.cooldown is None or not (wanted.paces or decision.case != "rate_limited"):
                 return 0.0
@@ -12270,10 +12268,14 @@ class Engine:
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
-        has_own, config = bool(exchange.admission.own_credentials), exchange.served.config
+        has_own, providers = bool(exchange.admission.own_credentials), plan.routed.providers
         found = plan.routed.candidates[has_own]
-        if not found:
-            check_usable(plan.routed.providers, has_own)
+        if not found and providers and not usable_providers(providers, has_own):
+            raise RequestError(
+                401, "provider %s has no account here and the request brought no credential of "
+                     "its own (an x-api-key or Authorization header)" % providers[0].name,
+                CHALLENGE)
+        config = exchange.served.config
         session = ""  # a conversation matters where there is a choice
         if len(found) > 1 and config.routing.sticky and exchange.body:
             session = conversation_key(exchange.request.headers, exchange.body)
@@ -12428,11 +12430,8 @@ class Engine:
         """
         self._take_over(exchange, lease)
         status, limits = upstream.status, told_limits(upstream.headers, self._wall_clock())
-        if status >= 400:
-            return self._refusal(exchange, lease, upstream, limits)
         if status >= 300 and status != 304:
-            # Nobody is to follow it with a key in hand.
-            raise UpstreamMalformed("upstream redirects with status %d" % status)
+            return self._refusal(exchange, lease, upstream, limits)
         answer = self._answer(exchange, lease, upstream)
         if isinstance(answer, HttpResponse):
             whole = isinstance(answer.body, bytes)
@@ -12450,6 +12449,9 @@ class Engine:
     def _refusal(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse,
                  limits: Optional[ToldLimits]) -> Result:
         """What an error status means."""
+        if upstream.status < 400:
+            # Nobody is to follow it with a key in hand.
+            raise UpstreamMalformed("upstream redirects with status %d" % upstream.status)
         body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
         return result_of(Outcome(
             "answer", upstream.status, transparent=lease.account is None, limits=limits,
@@ -12938,14 +12940,6 @@ def usable_providers(providers: Sequence[Provider], has_own: bool) -> list[Provi
     transparent = [provider for provider in providers if not provider.accounts]
     chosen = transparent[:1] if has_own else []
     return [provider for provider in providers if provider.accounts or provider in chosen]
-
-
-def check_usable(providers: Sequence[Provider], has_own: bool) -> None:
-    """Where a credential is all that is missing, the client is told so.  Raises RequestError."""
-    if providers and not usable_providers(providers, has_own):
-        raise RequestError(
-            401, "provider %s has no account here and the request brought no credential of "
-                 "its own (an x-api-key or Authorization header)" % providers[0].name, CHALLENGE)
 
 
 def note_answer(record: RequestRecord, message: Mapping[str, Any], lease: Lease) -> None:
