@@ -697,56 +697,63 @@ def encode_lossless(text: str) -> bytes:
 NAME_OF, VALUE_OF = operator.itemgetter(0), operator.itemgetter(1)
 
 
+def name_list(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, int], bool]:
+    """Header names in lower case, where each stands first, and whether none stands twice."""
+    keys = tuple(map(str.lower, names))
+    places = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1)))
+    return keys, places, len(places) == len(keys)
+
+
+# An upstream answers with the same names as a rule: 2 us less for fifteen of them.
+known_name_list = lru_cache(maxsize=NAME_LISTS_KEPT)(name_list)
+
+
 class Headers:
     """An ordered list of (name, value) pairs, duplicates and letter case kept.
 
-    ``keys`` are the names in lower case, one for each pair: they are asked for some
-    ten times a request, and made once.
+    ``keys`` are the names in lower case, one for each pair.  ``head_bytes`` is the length
+    of the head that they came in, if any: the names of a long one are not remembered.
 
     >>> Headers([("A", "1"), ("a", "2")]).all("a")
     ['1', '2']
     """
 
-    __slots__ = ("pairs", "keys", "_first")
+    __slots__ = ("pairs", "keys", "_places", "_differ")
 
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, pairs: Iterable[tuple[str, str]] = (),
+                 head_bytes: int = MAX_HEAD_BYTES) -> None:
         self.pairs = pairs = list(pairs)
-        self.keys = keys = list(map(str.lower, map(NAME_OF, pairs)))
-        # Filled from behind: of those with one name the first one stays.
-        self._first = dict(zip(reversed(keys), map(VALUE_OF, reversed(pairs))))
+        names = known_name_list if head_bytes <= MAX_KEPT_HEAD_BYTES else name_list
+        self.keys, self._places, self._differ = names(tuple(map(NAME_OF, pairs)))
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of a header; ``name`` in lower case."""
-        return self._first.get(name, default)
+        place = self._places.get(name)
+        return default if place is None else self.pairs[place][1]
 
     def all(self, name: str) -> list[str]:
         """Every value of a header, in order; ``name`` in lower case."""
-        if name not in self._first:
-            return []
-        if len(self._first) == len(self.keys) or self.keys.count(name) == 1:
-            return [self._first[name]]
+        if self._differ:
+            return [self.pairs[self._places[name]][1]] if name in self._places else []
         return [value for key, (_, value) in zip(self.keys, self.pairs) if key == name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._first
+        return name in self._places
 
     def line(self, name: str) -> str:
         """All values of a header as one list; "" without it."""
-        if len(self._first) == len(self.keys):
-            return self._first.get(name, "")
-        return ",".join(self.all(name))
+        return self.get(name) if self._differ else ",".join(self.all(name))
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
         return list(filter(None, map(str.strip, self.line(name).split(","))))
 
-    def with_value(self, at: int, value: str) -> Headers:
-        """The same headers with another value at a place whose name stands there alone."""
+    def with_value(self, place: int, value: str) -> Headers:
+        """The same headers with another value in the pair at one place."""
         twin = Headers.__new__(Headers)
-        twin.keys = keys = self.keys
+        twin.keys, twin._places, twin._differ = self.keys, self._places, self._differ
         twin.pairs = pairs = self.pairs.copy()
-        pairs[at] = (pairs[at][0], value)
-        twin._first = {**self._first, keys[at]: value}
+        pairs[place] = (pairs[place][0], value)
         return twin
 
 
@@ -970,6 +977,7 @@ CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f
 PLAIN_CHUNK_SIZE = b"%x".__mod__
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
+HEAD_END = re.compile(rb"\n\r?\n")
 # A Content-Length as clients write it; other spellings are read as any header is.
 LENGTH_LINE = re.compile(rb"(\r\n[Cc]ontent-[Ll]ength: )([0-9]{1,18})(?=\r\n)")
 
@@ -1099,18 +1107,24 @@ def parse_response_head(data: bytes) -> StatusHead:
     Bare LF as a line end is tolerated here, as every client tolerates it.
     """
     text = data.decode("latin-1")
-    lines = text.split("\r\n")
-    if not text.count("\r") == text.count("\n") == len(lines) - 1:
-        lines = [line.rstrip("\r") for line in text.split("\n")]
+    try:
+        return parse_response_lines(text.split("\r\n"), len(data))
+    except UpstreamMalformed:
+        pass
+    return parse_response_lines([line.rstrip("\r") for line in text.split("\n")], len(data))
+
+
+def parse_response_lines(lines: Sequence[str], head_bytes: int) -> StatusHead:
+    """The lines of a response head, empty ones with them.  Raises UpstreamMalformed."""
     version, status = parse_status_line(lines[0])
     fields = list(filter(None, lines[1:]))
     if len(fields) > MAX_RESPONSE_HEADERS_COUNT:
         raise UpstreamMalformed("upstream sent more than %d headers" % MAX_RESPONSE_HEADERS_COUNT)
     try:
-        headers = Headers(parse_header_lines(fields, len(data)))
+        pairs = parse_header_lines(fields, head_bytes)
     except ValueError as error:
         raise UpstreamMalformed("upstream sent a %s" % error) from None
-    return StatusHead(version, status, headers)
+    return StatusHead(version, status, Headers(pairs, head_bytes))
 
 
 @lru_cache(maxsize=4)  # a line may be long
@@ -1216,11 +1230,11 @@ class LengthBody:
 
     def feed(self, data: bytes) -> bytes:
         """The part of ``data`` that belongs to the body; the rest is in ``excess``."""
-        if len(data) > self.remaining:
-            self.excess += data[self.remaining:]
-            data = data[:self.remaining]
-        self.remaining -= len(data)
-        self.done = self.remaining == 0
+        remaining = self.remaining - len(data)
+        if remaining < 0:
+            self.excess += data[remaining:]
+            data, remaining = data[:remaining], 0
+        self.remaining, self.done = remaining, remaining == 0
         return data
 
     def feed_eof(self) -> None:
@@ -1610,7 +1624,7 @@ class NamePicker:
     def __call__(self, headers: Headers, less: frozenset[str] = NO_NAMES,
                  connection: str = "") -> list[tuple[str, str]]:
         """Its headers of an answer, without those of the names in ``less`` and ``connection``."""
-        key = tuple(headers.keys), less, connection
+        key = headers.keys, less, connection
         try:
             places = self._known[key]
         except KeyError:
@@ -7218,9 +7232,8 @@ def head_end(data: bytes, start: int = 0) -> int:
     >>> head_end(b"HTTP/1.1 200 OK\\r\\n\\r\\nbody"), head_end(b"HTTP/1.1 200 OK\\n\\n")
     (19, 17)
     """
-    end = data.find(b"\n\r\n", start)
-    bare = data.find(b"\n\n", start, end + 1 or None)
-    return bare + 2 if bare >= 0 else end + 3 if end >= 0 else -1
+    found = HEAD_END.search(data, start)
+    return found.end() if found else -1
 
 
 # A proxy's "authentication required" (RFC 9110 section 15.5.8).
@@ -8125,12 +8138,10 @@ class Transport:
     ) -> None:
         self._handler = PoolingHandler(monotonic, choose_proxy, ca_files)
         self._pauses = Pauses(monotonic)
-        self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(self._handler)
-
-    def send(self, call: UpstreamCall) -> UpstreamResponse:
-        """The answer, read up to its head.  Raises UpstreamError, ClientGone.  To be closed."""
-        return self._opener.open(call)  # pyright: ignore[reportArgumentType]
+        opener = urllib.request.OpenerDirector()
+        opener.add_handler(self._handler)
+        # The answer, read up to its head.  Raises UpstreamError, ClientGone.  To be closed.
+        self.send: Callable[[UpstreamCall], UpstreamResponse] = opener.open  # pyright: ignore
 
     def pause(self, seconds: float, watch: Watch) -> None:
         """Wait between two calls.  Raises ClientGone, ShuttingDown."""
