@@ -7326,7 +7326,7 @@ class Wire:
 
     def attach(self, watch: Watch) -> None:
         """Whom to watch from now on."""
-        self._watch = watch
+        self.watch = watch
         watched = watch.fileno()
         if watched == self._watched:
             return  # as a rule: a client and its connection find each other again
@@ -7336,13 +7336,9 @@ class Wire:
         if watched >= 0:
             self._poller.register(watched, POLL_READ | POLL_LEFT)
 
-    def detach(self) -> None:
-        """Watch nobody: what is attached next may be another client with the same descriptor."""
-        self._watch = NOBODY
-
     def wait(self, events: int, seconds: float) -> bool:
         """Whether one of ``events`` came within ``seconds``.  Raises ClientGone."""
-        watch, poller = self._watch, self._poller
+        watch, poller = self.watch, self._poller
         if events != self._armed_for:
             poller.modify(self._descriptor, events)
             self._armed_for = events
@@ -7566,7 +7562,7 @@ class ConnectionPool:
     def give(self, destination: Destination, wire: Wire) -> None:
         """Keep a wire whose last answer was read to its end; old ones make room."""
         wire.idle_since = self._monotonic()
-        wire.detach()
+        wire.watch = NOBODY
         idle = self._idle.setdefault(destination, [])
         idle.append(wire)
         # A lone one is this, or will be looked at when it is taken.
@@ -13329,10 +13325,11 @@ class ClientConnection(Watch):
                 self._buffer = self._receive(
                     min(seconds, began + allowed - self._monotonic()), "body")
             piece = self._body_piece(decoder)
-            total += len(piece)
+            count = len(piece)
+            total += count
             if total > limit_bytes:
                 raise too_large(limit_bytes)
-            reserve(len(piece))
+            reserve(count)
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -13493,7 +13490,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Called by socketserver; no file objects are made of the socket."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._timeouts = self.server.timeouts
+        self._timeouts, self._application = self.server.timeouts, self.server.application
         self._client = ClientConnection(self.request, self.server.monotonic, self.server.turns)
         self._share = BodyShare(self.server.bodies)
         self._is_spare = self.server.is_spare(self.request)
@@ -13506,28 +13503,28 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
+        client, server = self._client, self.server
         try:
             while True:
-                began = self.server.monotonic()
-                if not self._client.await_request(self._idle_seconds) and not self._is_spare:
+                began = server.monotonic() if self._is_spare else 0.0
+                if not client.await_request(self._idle_seconds) and not self._is_spare:
                     break
                 self._start_request()
-                raw: Union[bytes, GatewayError] = b""
+                raw, refusal, seconds = b"", None, self._head_seconds
                 try:
-                    seconds = self._head_seconds
                     if self._is_spare:
                         # All of its time, silence with it; a last look tells who has left.
-                        seconds = max(0.01, began + seconds - self.server.monotonic())
-                    raw = self._client.read_head(seconds)
+                        seconds = max(0.01, began + seconds - server.monotonic())
+                    raw = client.read_head(seconds)
                 except RequestError as error:
-                    raw = busy("too many connections") if self._is_spare else error
+                    refusal = busy("too many connections") if self._is_spare else error
                 # Half a head is no request yet: it does not hold up a stop.
-                self.server.begin(self)
+                server.busy.add(self)
                 try:
-                    keep = self._serve_one(raw)
+                    keep = self._serve_one(raw, refusal)
                 finally:
                     self._share.give_back()
-                    self.server.end(self)
+                    server.no_longer_busy(self)
                 if not keep:
                     break
             if self._lingers:
@@ -13546,12 +13543,12 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         self._continue_owed = False
         self._has_begun = False
 
-    def _serve_one(self, raw: Union[bytes, GatewayError]) -> bool:
+    def _serve_one(self, raw: bytes, refusal: Optional[GatewayError]) -> bool:
         """One request and its answer; whether the connection may serve another."""
         request: Optional[HttpRequest] = None
         try:
-            if isinstance(raw, GatewayError):
-                raise raw
+            if refusal is not None:
+                raise refusal
             head = self._head = parse_request_head(raw)
             request = HttpRequest(head.method, head.target, head.headers, self._read_body,
                                   self._client, self._begin_answer, self._share.give_back,
@@ -13561,9 +13558,9 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                 raise busy("too many connections")
             if "expect" in head.headers:
                 self._check_expectation()
-            response = self.server.application.handle(request)
+            response = self._application.handle(request)
         except GatewayError as error:
-            response = self.server.application.refuse(error, request)
+            response = self._application.refuse(error, request)
         return self._answer(response)
 
     def _check_expectation(self) -> None:
@@ -13576,22 +13573,21 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         """The request's body, for the engine, once its checks without a body are done."""
-        limit_bytes = self.server.limit_bytes
-        reserve = self._share.take
-        if isinstance(self._decoder, LengthBody):
-            if self._decoder.remaining > limit_bytes:
+        decoder, share, seconds = self._decoder, self._share, self._timeouts.client_seconds
+        limit_bytes, reserve = self.server.limit_bytes, share.take
+        if isinstance(decoder, LengthBody):
+            if decoder.remaining > limit_bytes:
                 raise too_large(limit_bytes)
-            self._share.begin(self._decoder.remaining)
-            reserve = self._share.arrive
-        if self._continue_owed and not self._decoder.done:
+            share.begin(decoder.remaining)
+            reserve = share.arrive
+        if self._continue_owed and not decoder.done:
             self._continue_owed = False
-            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._timeouts.client_seconds)
-        body = self._client.read_body(self._decoder, limit_bytes, self._timeouts.client_seconds,
-                                      reserve)
+            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", seconds)
+        body = self._client.read_body(decoder, limit_bytes, seconds, reserve)
         if len(body) > SMALL_BODY_BYTES:
             # As much again is reckoned with; only what bombs take is reserved besides, or
             # bodies that had room would be refused once they have been read.
-            self._share.take(max(0, parsed_bytes(body) - len(body)))
+            share.take(max(0, parsed_bytes(body) - len(body)))
         return body
 
     def _begin_answer(self, response: HttpResponse) -> Callable[[bytes], None]:
@@ -13630,11 +13626,10 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         """An answer's head, and how its body ends (``_is_chunked``), and whether the
         connection may serve another request (``_keeps``)."""
         head = self._head
-        is_open = response.length is None
-        self._is_chunked = is_open and head.version == 1
+        self._is_chunked = response.length is None and head.version == 1
         self._keeps = not (
             head.closes or response.close_connection or self._is_spare
-            or is_open and head.version == 0
+            or head.version == 0 and response.length is None
             or not self._decoder.done and (self._continue_owed or not self._small_rest()))
         return framed_head(response, head, self._keeps, http_date(int(self.server.wall_clock())))
 
@@ -13719,7 +13714,8 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         self._spare: set[socket.socket] = set()
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._busy: set[DownstreamHandler] = set()
+        # The connections that serve a request.
+        self.busy: set[DownstreamHandler] = set()
         self._awaits_idle = False
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -13850,30 +13846,26 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             self.application.refuse(
                 GatewayError("internal error of the server: %s" % frames_of(error)), None).close()
 
-    def begin(self, handler: DownstreamHandler) -> None:
-        """A request is under way."""
-        self._busy.add(handler)
+    def no_longer_busy(self, handler: DownstreamHandler) -> None:
+        """A request has its answer.
 
-    def end(self, handler: DownstreamHandler) -> None:
-        """It is so no longer.
-
-        Without a lock: who waits says so and then looks, we do the opposite.
+        Without a lock: who waits says so and then looks at ``busy``, we do the opposite.
         """
-        self._busy.discard(handler)
-        if self._awaits_idle and not self._busy:
+        self.busy.discard(handler)
+        if self._awaits_idle and not self.busy:
             with self._changed:
                 self._changed.notify_all()
 
     def counts(self) -> dict[str, int]:
         """``connections`` that are open, and ``requests`` under way."""
         with self._changed:
-            return {"connections": len(self._connections), "requests": len(self._busy)}
+            return {"connections": len(self._connections), "requests": len(self.busy)}
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Whether the last request under way ends within ``seconds``."""
         with self._changed:
             self._awaits_idle = True
-            return self._changed.wait_for(lambda: not self._busy, seconds)
+            return self._changed.wait_for(lambda: not self.busy, seconds)
 
     def close_connections(self, seconds: float) -> bool:
         """End every connection and wait for their threads; whether all ended in time.
