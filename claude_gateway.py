@@ -977,6 +977,7 @@ CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f
 PLAIN_CHUNK_SIZE = b"%x".__mod__
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
+# Where a response head's blank line ends; bare LF as a line end is tolerated there.
 HEAD_END = re.compile(rb"\n\r?\n")
 # A Content-Length as clients write it; other spellings are read as any header is.
 LENGTH_LINE = re.compile(rb"(\r\n[Cc]ontent-[Ll]ength: )([0-9]{1,18})(?=\r\n)")
@@ -1458,13 +1459,14 @@ def response_body_decoder(method: str, head: StatusHead) -> BodyDecoder:
     """How an answer's body is framed (RFC 9112 section 6.3).  Raises UpstreamMalformed."""
     if method == "HEAD" or head.status in (204, 304):
         return NoBody()
-    codings = known_members(head.headers.line("transfer-encoding"))
+    headers = head.headers
+    codings = known_members(headers.line("transfer-encoding"))
     if codings:
         if codings != ("chunked",):
             raise UpstreamMalformed("upstream sent an unsupported Transfer-Encoding")
         return ChunkedBody()
     try:
-        length = content_length(head.headers)
+        length = content_length(headers)
     except ValueError:
         raise UpstreamMalformed("upstream sent a malformed Content-Length") from None
     return UntilCloseBody() if length is None else LengthBody(length)
@@ -7226,16 +7228,6 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 NOBODY = Watch()
 
 
-def head_end(data: bytes, start: int = 0) -> int:
-    """Where a response head's blank line ends, or -1; bare LF as a line end is tolerated.
-
-    >>> head_end(b"HTTP/1.1 200 OK\\r\\n\\r\\nbody"), head_end(b"HTTP/1.1 200 OK\\n\\n")
-    (19, 17)
-    """
-    found = HEAD_END.search(data, start)
-    return found.end() if found else -1
-
-
 # A proxy's "authentication required" (RFC 9110 section 15.5.8).
 PROXY_WANTS_PASSWORD = 407
 # OpenSSL's X509_V_ERR_ codes for a chain that ends at nobody we know: mostly a
@@ -7467,10 +7459,10 @@ def begins_final_answer(data: bytes) -> bool:
     for _ in range(MAX_INTERIM_RESPONSES):
         if not data.startswith(b"HTTP/1.1 1"):
             return not b"HTTP/1.1 1".startswith(data)
-        end = head_end(data)
-        if end < 0:
+        end = HEAD_END.search(data)
+        if end is None:
             return False
-        data = data[end:]
+        data = data[end.end():]
     return True
 
 
@@ -7739,10 +7731,10 @@ class PoolingHandler(urllib.request.BaseHandler):
         wire = self.pool.take(destination) if call.may_resend else None
         if wire is not None:
             try:
-                return self._exchange(call, destination, wire)
+                return self._exchange(call, wire)
             except StaleConnection:
                 call.may_resend = False  # one fresh connection, not counted as an attempt
-        return self._exchange(call, destination, self._connect(call, destination))
+        return self._exchange(call, self._connect(call, destination))
 
     def cancel_all(self) -> None:
         """End every call under way; each raises ShuttingDown in its own thread.
@@ -7772,23 +7764,18 @@ class PoolingHandler(urllib.request.BaseHandler):
 
     # -- one exchange on a connection
 
-    def _exchange(self, call: UpstreamCall, destination: Destination,
-                  wire: Wire) -> UpstreamResponse:
+    def _exchange(self, call: UpstreamCall, wire: Wire) -> UpstreamResponse:
         """Send, and read the response head.  Raises StaleConnection on a reused wire."""
         wire.attach(call.watch)
-        self._begin(wire)
+        self._active.add(wire)
         try:
-            head, rest = self._send_and_read_head(call, destination, wire)
+            if self._cancelled:
+                wire.cancelled = True
+            head, rest = self._send_and_read_head(call, wire.destination, wire)
             return UpstreamResponse(call, head, rest, wire, self._done)
         except BaseException:
             self._done(wire, False)
             raise
-
-    def _begin(self, wire: Wire) -> None:
-        """From now on ``cancel_all`` ends what this wire waits for."""
-        self._active.add(wire)
-        if self._cancelled:
-            wire.cancelled = True
 
     def _done(self, wire: Wire, keep: bool) -> None:
         self._active.discard(wire)
@@ -7863,8 +7850,10 @@ class PoolingHandler(urllib.request.BaseHandler):
             raise UpstreamUnreached("upstream connection failed: %s%s"
                                     % (whose, connect_reason(error, near.host))) from error
         wire.destination = destination
-        self._begin(wire)
+        self._active.add(wire)
         try:
+            if self._cancelled:
+                wire.cancelled = True
             if destination.scheme == "https":
                 if destination.proxy is not None:
                     self._tunnel(wire, destination, deadline)
@@ -8083,13 +8072,16 @@ def read_response_head(
     ``seconds`` bound all of it together.  Raises UpstreamError, ClientGone.
     """
     deadline = monotonic() + seconds
-    data = b""
+    data, seam = b"", 0
     for _ in range(MAX_INTERIM_RESPONSES):
-        end, seam = head_end(data) if data else -1, 0
-        while end < 0:
-            if len(data) > MAX_RESPONSE_HEAD_BYTES:
-                raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
-                                        % MAX_RESPONSE_HEAD_BYTES)
+        end = HEAD_END.search(data) if data else None
+        while end is None:
+            if data:
+                if len(data) > MAX_RESPONSE_HEAD_BYTES:
+                    raise UpstreamMalformed("upstream sent a response head of more than %d bytes"
+                                            % MAX_RESPONSE_HEAD_BYTES)
+                # Only the seam can hold a new end: a head in one-byte reads stays linear.
+                seam = max(0, len(data) - 3)
             try:
                 more = wire.receive(deadline - monotonic())
             except socket.timeout:
@@ -8098,13 +8090,10 @@ def read_response_head(
                 raise closed_early(data, reason_of(error)) from error
             if not more:
                 raise closed_early(data, "connection closed")
-            if data:
-                # Only the seam can hold a new end: a head in one-byte reads stays linear.
-                seam = max(0, len(data) - 3)
             data += more
-            end = head_end(data, seam)
-        head = parse_response_head(data[:end])
-        data = data[end:]
+            end = HEAD_END.search(data, seam)
+        head = parse_response_head(data[:end.end()])
+        data, seam = data[end.end():], 0
         if head.status >= 200:
             return head, data
         if head.status == 101:
@@ -13409,37 +13398,9 @@ class BodyBudget:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.held_bytes = 0
         self.limit_bytes = MAX_HELD_BODY_BYTES
-
-    def admit(self, own_bytes: int, count: int, whole_bytes: int = 0) -> int:
-        """Reserve ``count`` bytes for who has ``own_bytes``; gives how many.  Raises Unavailable.
-
-        Where the length of the body is known (``whole_bytes``) it begins only where there
-        is room for all of it.
-        """
-        with self._lock:
-            if self.held_bytes + max(count, whole_bytes) > self.limit_bytes:
-                count = self._last_room(own_bytes, count, whole_bytes)
-            self.held_bytes += count
-        return count
-
-    def _last_room(self, own_bytes: int, count: int, whole_bytes: int) -> int:
-        """How much is given where there is no room for all.  Raises Unavailable."""
-        own_limit = max(0, self.limit_bytes - own_bytes)
-        count = min(count, own_limit)
-        needed = count if own_bytes else min(max(count, whole_bytes), own_limit)
-        is_small = max(own_bytes + count, whole_bytes) <= SMALL_BODY_BYTES
-        if count and self.held_bytes + needed > self.limit_bytes + (
-                SPARE_BODY_BYTES if is_small else 0):
-            raise busy("too many large requests at once")
-        return count
-
-    def give_back(self, count: int) -> None:
-        """Free what was reserved."""
-        with self._lock:
-            self.held_bytes -= count
 
 
 class BodyShare:
@@ -13451,16 +13412,34 @@ class BodyShare:
 
     def take(self, count: int) -> None:
         """Reserve some more.  Raises Unavailable, and then has nothing: others may go on."""
-        try:
-            self._bytes += self._budget.admit(self._bytes, count, self._whole)
-        except Unavailable:
-            self.give_back()
-            raise
+        budget = self._budget
+        with budget.lock:
+            if budget.held_bytes + max(count, self._whole) > budget.limit_bytes:
+                count = self._last_room(count)
+            budget.held_bytes += count
+        self._bytes += count
+
+    def _last_room(self, count: int) -> int:
+        """How much is given where there is no room for all.  Raises Unavailable.
+
+        Where the length of the body is known it begins only where there is room for all of it.
+        """
+        budget = self._budget
+        own_limit = max(0, budget.limit_bytes - self._bytes)
+        count = min(count, own_limit)
+        needed = count if self._bytes else min(max(count, self._whole), own_limit)
+        is_small = max(self._bytes + count, self._whole) <= SMALL_BODY_BYTES
+        if count and budget.held_bytes + needed > budget.limit_bytes + (
+                SPARE_BODY_BYTES if is_small else 0):
+            budget.held_bytes -= self._bytes
+            self._bytes = self._whole = 0
+            raise busy("too many large requests at once")
+        return count
 
     def begin(self, whole_bytes: int) -> None:
         """A body of this length is to come.  Raises Unavailable."""
         self._whole, self._arrived = whole_bytes, 0
-        self._taken = whole_bytes if whole_bytes < FIRST_BODY_BYTES else FIRST_BODY_BYTES
+        self._taken = min(whole_bytes, FIRST_BODY_BYTES)
         self.take(self._taken)
 
     def arrive(self, count: int) -> None:
@@ -13473,9 +13452,10 @@ class BodyShare:
 
     def give_back(self) -> None:
         """Free all of it; later calls do nothing."""
-        count, self._bytes, self._whole = self._bytes, 0, 0
-        if count:
-            self._budget.give_back(count)
+        if self._bytes:
+            with self._budget.lock:
+                self._budget.held_bytes -= self._bytes
+        self._bytes = self._whole = 0
 
 
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
