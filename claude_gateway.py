@@ -742,7 +742,10 @@ class Headers:
 
     def line(self, name: str) -> str:
         """All values of a header as one list; "" without it."""
-        return self.get(name) if self._differ else ",".join(self.all(name))
+        if not self._differ:
+            return ",".join(self.all(name))
+        place = self._places.get(name)
+        return "" if place is None else self.pairs[place][1]
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
@@ -775,11 +778,9 @@ class Watch:
         """Do what is due while one waits; the seconds until something is due again."""
         return math.inf
 
-    def rest(self) -> None:
-        """Whoever works for this client waits now; ``resume`` follows."""
-
-    def resume(self) -> None:
-        """The wait is over."""
+    def rest(self, wait: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call gives that only waits: others may work meanwhile."""
+        return wait(*arguments)
 
 
 class HttpRequest:
@@ -7337,9 +7338,7 @@ class Wire:
         remaining, deadline = seconds, self._monotonic() + seconds
         while True:
             pause = min(remaining, watch.beat())
-            watch.rest()
-            ready = poller.poll(pause * 1000 if pause > 0 else 0)
-            watch.resume()
+            ready = watch.rest(poller.poll, pause * 1000 if pause > 0 else 0)
             if ready == self._usual:
                 return True
             remaining = deadline - self._monotonic()
@@ -7499,10 +7498,7 @@ class Pauses:
             remaining = deadline - self._monotonic()
             if remaining <= 0:
                 return
-            pause = min(remaining, watch.beat())
-            watch.rest()
-            ready = poller.poll(pause * 1000)
-            watch.resume()
+            ready = watch.rest(poller.poll, min(remaining, watch.beat()) * 1000)
             for descriptor, flags in ready:
                 if descriptor == own:
                     raise ShuttingDown("the gateway is shutting down")
@@ -7875,11 +7871,7 @@ class PoolingHandler(urllib.request.BaseHandler):
 
     def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
         """The first address that answers; each gets its share of what time is left."""
-        watch.rest()
-        try:
-            addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        finally:
-            watch.resume()
+        addresses = watch.rest(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
         failure: OSError = OSError("no address")
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             share = (deadline - self._monotonic()) / (len(addresses) - index)
@@ -12687,8 +12679,7 @@ class Heartbeat(Watch):
         self._due = monotonic() + hold_seconds
         self._send: Optional[Callable[[bytes], None]] = None
         # All else is the client's own: no call in between for each event.
-        self.fileno, self.gone = peer.fileno, peer.gone
-        self.rest, self.resume = peer.rest, peer.resume
+        self.fileno, self.gone, self.rest = peer.fileno, peer.gone, peer.rest
 
     @property
     def began(self) -> bool:
@@ -13238,21 +13229,18 @@ class ClientConnection(Watch):
 
     def _next(self, seconds: float) -> bytes:
         """What comes within ``seconds``; b"" at the end.  Raises OSError (timeout for silence)."""
-        self.rest()
-        if not self._readable.poll(seconds * 1000):
+        if not self.rest(self._readable.poll, seconds * 1000):
             raise socket.timeout("silence")
-        self.resume()
         return self._sock.recv(READ_BYTES)
 
-    def rest(self) -> None:
-        """Its thread waits for somebody: another one's turn."""
+    def rest(self, wait: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call gives that only waits: it is another one's turn meanwhile."""
         if self._has_turn:
             self._has_turn = False
             self._turns.end()
-
-    def resume(self) -> None:
-        """Its thread has work again; it may be asked for twice."""
-        if not self._has_turn:
+        try:
+            return wait(*arguments)
+        finally:
             self._has_turn = self._turns.take()
 
     def read_head(self, seconds: float) -> bytes:
@@ -13360,10 +13348,8 @@ class ClientConnection(Watch):
         """Send what the socket did not take at once."""
         deadline, part = self._monotonic() + seconds, 0
         while rest:
-            self.rest()
-            if not self._writable.poll(max(0.0, deadline - self._monotonic()) * 1000):
+            if not self.rest(self._writable.poll, max(0.0, deadline - self._monotonic()) * 1000):
                 raise ClientGone()
-            self.resume()
             try:
                 sent = self._sock.send(rest)
             except BlockingIOError:
@@ -13380,6 +13366,11 @@ class ClientConnection(Watch):
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # already gone: nobody is left to be told
+
+    def finish(self) -> None:
+        """Its thread ends, and its turn with it."""
+        if self._has_turn:
+            self._turns.end()
 
     def reset_on_close(self) -> None:
         """Make the coming close a reset: the only bad end that a body without framing has."""
@@ -13514,7 +13505,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         """Called by socketserver, which then closes the socket."""
-        self._client.rest()
+        self._client.finish()
 
     def _start_request(self) -> None:
         """Forget the request before: nothing of it may show in the next."""
