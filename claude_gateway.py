@@ -4497,24 +4497,18 @@ class TokenCalibration:
     # What is further off is no tokenizer's difference (a cache, a proxy's own
     # prompt, a count of something else).
     LEAST, MOST = 0.5, 2.0
-    # An estimate is a tenth of what a small request costs: under load one a second does.
-    FIRST_COUNT, PAUSE_SECONDS = 20, 1.0
+    # An estimate is a tenth of what a small request costs, a third where its code has not
+    # run just now: after a model's first ones one in ten seconds does.
+    FIRST_COUNT, PAUSE_SECONDS = 20, 10.0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # model -> (ratio, observations), the one observed last at the end.
         self._ratios: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
-        self._due = 0.0
+        # When one more observation is worth its estimate; read without the lock.
+        self.due = 0.0
 
-    def is_due(self, model: str, now: float) -> bool:
-        """Whether one more observation is worth its estimate: the first ones, then one a second."""
-        seen = self._ratios[model][1] if model in self._ratios else 0
-        if seen >= self.FIRST_COUNT and now < self._due:
-            return False
-        self._due = now + self.PAUSE_SECONDS
-        return True
-
-    def observe(self, model: str, estimated: int, real: int) -> None:
+    def observe(self, model: str, estimated: int, real: int, now: float = 0.0) -> None:
         """Take note of an estimate and what the upstream counted for the same request."""
         if estimated <= 0 or real <= 0:
             return  # an upstream that counts nothing says 0
@@ -4523,6 +4517,7 @@ class TokenCalibration:
             ratio, seen = self._ratios.pop(model, (1.0, 0))
             weight = max(self.NEW_WEIGHT, 1 / (seen + 2))
             self._ratios[model] = (ratio + weight * (sample - ratio), seen + 1)
+            self.due = now + self.PAUSE_SECONDS if seen >= self.FIRST_COUNT else now
             if len(self._ratios) > MAX_CALIBRATED_MODELS:
                 self._ratios.popitem(last=False)
 
@@ -11964,7 +11959,8 @@ class Engine:
         self.records.observe(record)
         self.metrics.observe(record, now)
         self._log.record(record)
-        self._learn(exchange, now)
+        if now >= self._calibration.due and record.bytes_in <= MAX_CALIBRATED_BYTES:
+            self._learn(exchange, now)
         exchange.heartbeat = None  # it leads back here: a circle would wait for the collector
 
     # -- answered here
@@ -12222,13 +12218,12 @@ class Engine:
             exchange.request.let_go()
 
     def _learn(self, exchange: Exchange, now: float) -> None:
-        """Let a small request whose real count was told correct the estimate of its model."""
+        """Let a request whose real count was told correct the estimate of its model."""
         usage, model = exchange.record.usage, exchange.record.mapped_model
         real = usage.input + usage.cache_read + usage.cache_write
-        if (real and exchange.body is not None and exchange.record.bytes_in <= MAX_CALIBRATED_BYTES
-                and self._calibration.is_due(model, now)):
+        if real and exchange.body is not None:
             self._calibration.observe(
-                model, estimate_tokens(dict(exchange.body, model=model)), real)
+                model, estimate_tokens(dict(exchange.body, model=model)), real, now)
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
