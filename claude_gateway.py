@@ -7125,17 +7125,16 @@ class LiveRequest:
     (until an account is ready), held (its first content is awaited) or streaming.
     """
 
-    __slots__ = ("number", "record", "began", "stage", "provider", "account", "tokens_so_far")
+    # Given by Alive; ids are the clients', and two may be the same.
+    number = 0
+    stage = "reading"
+    # Who is being asked.
+    provider = account = ""
+    tokens_so_far: Optional[Callable[[], dict[str, int]]] = None
 
     def __init__(self, record: RequestRecord, began: float) -> None:
-        # Given by Alive; ids are the clients', and two may be the same.
-        self.number = 0
         self.record = record
         self.began = began
-        self.stage = "reading"
-        # Who is being asked.
-        self.provider = self.account = ""
-        self.tokens_so_far: Optional[Callable[[], dict[str, int]]] = None
 
     def as_dict(self, now: float) -> dict:
         """For people."""
@@ -7158,7 +7157,9 @@ class LiveRequest:
 
 
 class Alive:
-    """The requests under way, oldest first; one lock, held for a single step."""
+    """The requests under way, oldest first.  They are given numbers under a lock; that one
+    leaves, and a copy of all, is a single step of the dict's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -7168,21 +7169,18 @@ class Alive:
     def begin(self, live: LiveRequest) -> None:
         """It has come."""
         with self._lock:
-            self._begun_count += 1
-            live.number = self._begun_count
+            live.number = self._begun_count = self._begun_count + 1
             self._requests[live.number] = live
 
     def end(self, live: LiveRequest) -> None:
         """It has ended.  What it would be asked leads back to it: a circle to be cut."""
         live.tokens_so_far = None
-        with self._lock:
-            self._requests.pop(live.number, None)
+        self._requests.pop(live.number, None)
 
     def requests(self) -> list[LiveRequest]:
         """Those that are no probes and no looks at the gateway."""
-        with self._lock:
-            requests = list(self._requests.values())
-        return [live for live in requests if live.record.route not in QUIET_ROUTES]
+        return [live for live in self._requests.copy().values()
+                if live.record.route not in QUIET_ROUTES]
 
 
 # ---- 13. Upstream transport --------------------------------------------------
@@ -11440,7 +11438,7 @@ class ChatDoor(Door):
         return b"data: " + plain_json(error) + b"\n\n" + CHAT_DONE
 
 
-class Exchange:
+class Exchange(LiveRequest):
     """One request on its way through the engine, with its record."""
 
     # Set when it goes upstream: what is sent, and the calls for it.
@@ -11461,8 +11459,6 @@ class Exchange:
         self.id = request_id
         self.record = record
         self.began = began
-        # What others see of it while it is under way.
-        self.live = LiveRequest(record, began)
         # What was in force when it came: a reload does not disturb it.
         self.served = served
         self.admission = admission
@@ -11875,7 +11871,7 @@ class Engine:
         request_id = admission.request_id or self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), served, admission)
-        self.alive.begin(exchange.live)
+        self.alive.begin(exchange)
         if admission.routes is ROUTES[CHAT_PATH]:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
@@ -11955,7 +11951,7 @@ class Engine:
         record, now = exchange.record, self._monotonic()
         record.ended = ended or record.ended
         record.seconds = now - exchange.began
-        self.alive.end(exchange.live)
+        self.alive.end(exchange)
         self.records.observe(record)
         self.metrics.observe(record, now)
         self._log.record(record)
@@ -12280,7 +12276,7 @@ class Engine:
             elif step is None:
                 return self._all_failed(exchange, failures)
             else:
-                exchange.live.stage = "queued"
+                exchange.stage = "queued"
                 self._transport.pause(step, exchange.watch)
 
     def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
@@ -12351,9 +12347,9 @@ class Engine:
 
     def _call(self, exchange: Exchange, lease: Lease) -> Result:
         """One upstream call, its attempt in the record, and what follows from it."""
-        live, account = exchange.live, lease.account
-        live.provider, live.account = lease.candidate.key
-        live.stage, live.tokens_so_far = "waiting", None
+        account = lease.account
+        exchange.provider, exchange.account = lease.candidate.key
+        exchange.stage, exchange.tokens_so_far = "waiting", None
         result, upstream = ABANDONED, None
         try:
             if account is not None and account.source is not None:
@@ -12372,7 +12368,7 @@ class Engine:
                 upstream.close()
             outcome = result.outcome
             record.attempts.append(Attempt(
-                live.provider, live.account, outcome.kind, outcome.status, now - began,
+                exchange.provider, exchange.account, outcome.kind, outcome.status, now - began,
                 result.decision.case, began - exchange.began))
         return result
 
@@ -12588,13 +12584,13 @@ class Engine:
         if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
         body = exchange.door.relay(exchange, upstream, lease, is_messages)
-        exchange.live.tokens_so_far = body.tokens_so_far
+        exchange.tokens_so_far = body.tokens_so_far
         if is_messages and exchange.served.config.stream.hold_seconds > 0:
-            exchange.live.stage = "held"
+            exchange.stage = "held"
             error = body.hold()
             if error is not None:
                 return error
-        exchange.live.stage = "streaming"
+        exchange.stage = "streaming"
         if exchange.heartbeat is not None:
             exchange.heartbeat.stop()
         door = exchange.door
