@@ -856,26 +856,17 @@ class HttpResponse:
         self.length = len(body) if isinstance(body, bytes) else length
         self.close_connection = close_connection
         self.ready: Callable[[], Any] = bool  # which says False
-        self._on_close = on_close
+        self._on_close = () if on_close is None else (on_close,)
 
     def close(self, ended: str = "") -> None:
         """End the books of this answer; later calls do nothing."""
-        on_close, self._on_close = self._on_close, None
-        if on_close is not None:
-            on_close(ended)
+        on_close, self._on_close = self._on_close, ()
+        for call in on_close:
+            call(ended)
 
     def then(self, on_close: Callable[[str], None]) -> HttpResponse:
         """The same answer with ``on_close`` called after what is already to be called."""
-        before = self._on_close
-        if before is None:
-            self._on_close = on_close
-            return self
-
-        def both(ended: str) -> None:
-            before(ended)
-            on_close(ended)
-
-        self._on_close = both
+        self._on_close += (on_close,)
         return self
 
 
@@ -11935,7 +11926,7 @@ class Engine:
         exchange.record.status = response.status
         if isinstance(response.body, bytes):
             exchange.record.bytes_out = len(response.body)
-        return response.then(lambda ended: self._observe(exchange, ended))
+        return response.then(partial(self._observe, exchange))
 
     def _refused(self, exchange: Exchange, error: GatewayError) -> HttpResponse:
         exchange.record.error = error.message
