@@ -6674,6 +6674,8 @@ class Log:
 
     def record(self, record: RequestRecord) -> None:
         """One line about a request: probes are of interest to debuggers only."""
+        if self._threshold > LOG_LEVELS["warning"]:
+            return
         level = "info" if record.provider or record.status >= 400 else "debug"
         if record.ended == "upstream_broke" or record.status >= 500:
             level = "warning"
@@ -6713,11 +6715,11 @@ class RecordRing:
     def observe(self, record: RequestRecord) -> None:
         """Keep one record."""
         with self._lock:
-            if not is_quiet(record):
+            if record.provider or not is_quiet(record):
                 self._records.append(record)
                 self._seen_count += 1
             # Without a status nothing was answered: the client had left before.
-            if record.status and not record.provider and not record.error:
+            if not record.provider and record.status and not record.error:
                 kind = record.route or "none"  # as the metrics name it
                 count, tokens = self._local_answers.get(kind, (0, 0))
                 self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
@@ -11534,7 +11536,8 @@ class Admission:
     It hangs on nothing else and is worked out once for each kind of head.  ``refusal``
     is the browser guard's, ``barred`` what its credentials lack (contract section 5: any
     header that holds a key lets the request pass).  ``own_credentials`` are those that
-    are not gateway keys, as header pairs; ``request_id`` is the client's, or "".
+    are not gateway keys, as header pairs; ``request_id`` is the client's, or "", and
+    ``origin`` the listed one that an answer names, or "".
     """
 
     def __init__(self, request: HttpRequest, config: Config, keys: KeyRing) -> None:
@@ -11546,6 +11549,8 @@ class Admission:
         mode = config.auth_mode
         self.refusal = browser_refusal(request.headers, mode == "off", config.cors_origins,
                                        config.allowed_hosts, route is not None and route.page)
+        origin = request.headers.get("origin")
+        self.origin = origin if origin in config.cors_origins and request.method != "OPTIONS" else ""
         offered = request.headers.get("x-request-id")
         self.request_id = offered if VISIBLE_ASCII.fullmatch(offered) else ""
         self.key = ""
@@ -11910,9 +11915,8 @@ class Engine:
         response.headers.append(("X-Request-ID", exchange.id))
         if not has_id:
             response.headers.append(("request-id", exchange.id))
-        origin = exchange.request.headers.get("origin")
-        if (origin and origin in exchange.served.config.cors_origins
-                and exchange.request.method != "OPTIONS"):
+        origin = exchange.admission.origin
+        if origin:
             response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
         return response
 
