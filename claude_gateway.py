@@ -4508,7 +4508,7 @@ class TokenCalibration:
             ratio, seen = self._ratios.pop(model, (1.0, 0))
             weight = max(self.NEW_WEIGHT, 1 / (seen + 2))
             self._ratios[model] = (ratio + weight * (sample - ratio), seen + 1)
-            self.due = now + self.PAUSE_SECONDS if seen >= self.FIRST_COUNT else now
+            self.due = now if seen + 1 < self.FIRST_COUNT else now + self.PAUSE_SECONDS
             if len(self._ratios) > MAX_CALIBRATED_MODELS:
                 self._ratios.popitem(last=False)
 
@@ -6799,10 +6799,10 @@ class Totals:
 
     __slots__ = ("requests", "errors", "tokens")
 
-    def __init__(self, requests: int = 0, errors: int = 0, tokens: Optional[Usage] = None) -> None:
+    def __init__(self, requests: int = 0, errors: int = 0) -> None:
         self.requests = requests
         self.errors = errors
-        self.tokens = tokens or Usage()
+        self.tokens = Usage()
 
     def add(self, other: Totals) -> None:
         """Count what others made."""
@@ -6953,9 +6953,9 @@ class Metrics:
         if minute.number != number:
             minute = self._minutes[number % HISTORY_MINUTES] = Minute(number)
         *counts, seconds, first_byte = zip(*figures)
-        totals, tokens = Totals(count, count if kind.failed else 0), Usage()
+        totals = Totals(count, count if kind.failed else 0)
+        tokens = totals.tokens
         tokens.input, tokens.output, tokens.cache_read, tokens.cache_write = map(sum, counts)
-        totals.tokens = tokens
         minute.totals.add(totals)
         self._totals.add(totals)
         if not kind.cases:
