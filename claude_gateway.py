@@ -7118,7 +7118,7 @@ class LiveRequest:
     (until an account is ready), held (its first content is awaited) or streaming.
     """
 
-    # Given by Alive; ids are the clients', and two may be the same.
+    # Given by Alive once it is looked at; ids are the clients', and two may be the same.
     number = 0
     stage = "reading"
     # Who is being asked.
@@ -7150,30 +7150,33 @@ class LiveRequest:
 
 
 class Alive:
-    """The requests under way, oldest first.  They are given numbers under a lock; that one
-    leaves, and a copy of all, is a single step of the dict's.
+    """The requests under way, oldest first.
+
+    One comes and goes in a single step of the dict's; the lock is for those who look.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begun_count = 0
-        self._requests: dict[int, LiveRequest] = {}
+        self._numbered_count = 0
+        self._requests: dict[LiveRequest, None] = {}
 
     def begin(self, live: LiveRequest) -> None:
         """It has come."""
-        with self._lock:
-            live.number = self._begun_count = self._begun_count + 1
-            self._requests[live.number] = live
+        self._requests[live] = None
 
     def end(self, live: LiveRequest) -> None:
         """It has ended.  What it would be asked leads back to it: a circle to be cut."""
         live.tokens_so_far = None
-        self._requests.pop(live.number, None)
+        self._requests.pop(live, None)
 
     def requests(self) -> list[LiveRequest]:
         """Those that are no probes and no looks at the gateway."""
-        return [live for live in self._requests.copy().values()
-                if live.record.route not in QUIET_ROUTES]
+        with self._lock:
+            requests = list(self._requests.copy())
+            for live in requests:
+                if not live.number:
+                    live.number = self._numbered_count = self._numbered_count + 1
+        return [live for live in requests if live.record.route not in QUIET_ROUTES]
 
 
 # ---- 13. Upstream transport --------------------------------------------------
@@ -11944,8 +11947,9 @@ class Engine:
 
     def _observe(self, exchange: Exchange, ended: str) -> None:
         record, now = exchange.record, self._monotonic()
-        record.ended = ended or record.ended
         record.seconds = now - exchange.began
+        if ended:
+            record.ended = ended
         self.alive.end(exchange)
         self.records.observe(record)
         self.metrics.observe(record, now)

@@ -267,8 +267,13 @@ class AliveTest(unittest.TestCase):
 
     def test_requests_of_one_id_are_told_apart(self):
         alive = gw.Alive()
-        numbers = {self.live(alive).as_dict(0.0)["number"] for _ in range(3)}
-        self.assertEqual(len(numbers), 3)
+        first, second = self.live(alive), self.live(alive)
+        numbers = [live.as_dict(0.0)["number"] for live in alive.requests()]
+        alive.end(first)
+        self.live(alive)
+        later = [live.as_dict(0.0)["number"] for live in alive.requests()]
+        self.assertEqual((len({*numbers, *later}), later[0]), (3, numbers[1]))
+        self.assertEqual([*numbers, later[1]], sorted([*numbers, later[1]]))
 
     def test_what_is_shown(self):
         live = self.live(gw.Alive(), began=10.0)
