@@ -1175,11 +1175,12 @@ def http_date(seconds: int) -> str:
          "Dec")[now.tm_mon - 1], now.tm_year, now.tm_hour, now.tm_min, now.tm_sec)
 
 
-def framed_head(response: HttpResponse, head: Head, keep: bool, date: str) -> bytes:
+def framed_head(response: HttpResponse, head: Head, keep: bool,
+                wall_clock: Callable[[], float]) -> bytes:
     """An answer's head with its framing: the one place where downstream heads are made."""
     status, pairs, ours = response.status, response.headers, ""
     if "date" not in map(str.lower, map(NAME_OF, pairs)):
-        ours = "Date: %s\r\n" % date
+        ours = "Date: %s\r\n" % http_date(int(wall_clock()))
     if status not in (204, 304):
         if response.length is not None:
             ours += "Content-Length: %d\r\n" % response.length
@@ -1216,10 +1217,11 @@ class NoBody:
 class LengthBody:
     """A body of a known number of bytes."""
 
+    excess = b""
+
     def __init__(self, length: int) -> None:
         self.remaining = length
         self.done = length == 0
-        self.excess = b""
 
     def feed(self, data: bytes) -> bytes:
         """The part of ``data`` that belongs to the body; the rest is in ``excess``."""
@@ -13279,7 +13281,7 @@ class ClientConnection(Watch):
         return data
 
     def read_body(self, decoder: BodyDecoder, limit_bytes: int, seconds: float,
-                  reserve: Callable[[int], None]) -> bytes:
+                  reserve: Callable[[int], Any]) -> bytes:
         """A whole body, in ``seconds`` and some more by its size.  Raises RequestError, ClientGone.
 
         ``reserve`` is told of every piece before it is kept.
@@ -13418,11 +13420,14 @@ class BodyShare:
             raise busy("too many large requests at once")
         return count
 
-    def begin(self, whole_bytes: int) -> None:
-        """A body of this length is to come.  Raises Unavailable."""
-        self._whole, self._arrived = whole_bytes, 0
-        self._taken = min(whole_bytes, FIRST_BODY_BYTES)
-        self.take(self._taken)
+    def begin(self, whole_bytes: int) -> Callable[[int], Any]:
+        """A body of this length is to come; gives what is told of its pieces.  Raises Unavailable."""
+        if whole_bytes <= FIRST_BODY_BYTES:
+            self.take(whole_bytes)
+            return bool  # which has nothing to do: all of it has its room
+        self._whole, self._taken, self._arrived = whole_bytes, FIRST_BODY_BYTES, 0
+        self.take(FIRST_BODY_BYTES)
+        return self.arrive
 
     def arrive(self, count: int) -> None:
         """So much of what has begun is here.  Raises Unavailable."""
@@ -13536,12 +13541,12 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def _read_body(self) -> bytes:
         """The request's body, for the engine, once its checks without a body are done."""
         decoder, share, seconds = self._decoder, self._share, self._timeouts.client_seconds
-        limit_bytes, reserve = self.server.limit_bytes, share.take
+        limit_bytes = self.server.limit_bytes
+        reserve: Callable[[int], Any] = share.take
         if isinstance(decoder, LengthBody):
             if decoder.remaining > limit_bytes:
                 raise too_large(limit_bytes)
-            share.begin(decoder.remaining)
-            reserve = share.arrive
+            reserve = share.begin(decoder.remaining)
         if self._continue_owed and not decoder.done:
             self._continue_owed = False
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", seconds)
@@ -13593,7 +13598,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
             head.closes or response.close_connection or self._is_spare
             or head.version == 0 and response.length is None
             or not self._decoder.done and (self._continue_owed or not self._small_rest()))
-        return framed_head(response, head, self._keeps, http_date(int(self.server.wall_clock())))
+        return framed_head(response, head, self._keeps, self.server.wall_clock)
 
     def _small_rest(self) -> bool:
         return not isinstance(self._decoder, LengthBody) or (
@@ -13783,8 +13788,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         assert isinstance(response.body, bytes)
         try:
             request.setblocking(False)
-            request.send(framed_head(response, NO_HEAD, False,
-                                     http_date(int(self.wall_clock()))) + response.body)
+            request.send(framed_head(response, NO_HEAD, False, self.wall_clock) + response.body)
             # Unread input would make the close a reset, which takes the answer along.
             request.shutdown(socket.SHUT_WR)
             request.recv(READ_BYTES)
