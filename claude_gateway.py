@@ -7623,37 +7623,34 @@ class UpstreamResponse:
         ``seconds`` bound the wait for them (``timeouts.idle_seconds``).  Raises UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
         """
         body, inflater = self._body, self._inflater
+        if seconds is None:
+            seconds = self._idle_seconds
         while True:
             if inflater is not None and inflater.waiting:
                 payload = self._inflate(b"")
-                if payload:
-                    return payload
-                continue
-            if body.done:
+            elif body.done:
                 self.close()
                 self._check_inflated()
                 return b""
-            payload = self._body_bytes(self._idle_seconds if seconds is None else seconds)
-            if body.done:
-                self.close()
-            if inflater is not None and payload:
-                payload = self._inflate(payload)
+            else:
+                assert self._wire is not None, "read after close"
+                try:
+                    data, self._rest = self._rest or self._wire.receive(seconds), b""
+                    payload = body.feed(data) if data else self._cut()
+                except (OSError, EOFError, ValueError) as error:
+                    raise self._broken(error) from error
+                if body.done:
+                    self.close()
+                if inflater is not None and payload:
+                    payload = self._inflate(payload)
             if payload:
                 return payload
 
-    def _body_bytes(self, seconds: float) -> bytes:
-        assert self._wire is not None, "read after close"
-        try:
-            data, self._rest = self._rest or self._wire.receive(seconds), b""
-            if data:
-                return self._body.feed(data)
-            self._body.feed_eof()
-            self._keep = False
-            return b""
-        except ClientGone:
-            raise
-        except (OSError, EOFError, ValueError) as error:
-            raise self._broken(error) from error
+    def _cut(self) -> bytes:
+        """What the end of the connection gives.  Raises EOFError where more was due."""
+        self._body.feed_eof()
+        self._keep = False
+        return b""
 
     def _inflate(self, data: bytes) -> bytes:
         assert self._inflater is not None
