@@ -7252,6 +7252,9 @@ class UpstreamCall:
     # What ``open`` may look at of a Request, besides the members below; no body for it.
     data: Optional[bytes] = None
     headers: Mapping[str, str] = {}
+    # Whether a stale pooled connection may still be replaced, at the cost of
+    # sending once more; the handler takes it back when it does.
+    may_resend = True
 
     def __init__(
         self,
@@ -7271,9 +7274,6 @@ class UpstreamCall:
         self.body = body
         self.timeouts = timeouts
         self.watch = watch
-        # Whether a stale pooled connection may still be replaced, at the cost of
-        # sending once more; the handler takes it back when it does.
-        self.may_resend = True
 
     @property
     def full_url(self) -> str:
@@ -7620,7 +7620,8 @@ class UpstreamResponse:
     def read(self, seconds: Optional[float] = None) -> bytes:
         """The next bytes of the body as one read gave them; b"" after a proper end.
 
-        ``seconds`` bound the wait for them (``timeouts.idle_seconds``).  Raises UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
+        ``seconds`` bound the wait for them (``timeouts.idle_seconds``).  Raises
+        UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
         """
         body, inflater = self._body, self._inflater
         if seconds is None:
@@ -7813,10 +7814,9 @@ class PoolingHandler(urllib.request.BaseHandler):
             if destination.proxy.authorization is not None:
                 lines += header_lines([("Proxy-Authorization",
                                         destination.proxy.authorization.reveal())])
-        start, body = ("%s %s HTTP/1.1\r\n" % (call.verb, target)).encode("latin-1", "replace"), call.body
-        if len(body) > READ_BYTES:
-            return b"%b%b\r\n" % (start, lines), body
-        return b"%b%b\r\n%b" % (start, lines, body), b""
+        start, body = "%s %s HTTP/1.1\r\n" % (call.verb, target), call.body
+        first, rest = (body, b"") if len(body) <= READ_BYTES else (b"", body)
+        return b"%b%b\r\n%b" % (start.encode("latin-1", "replace"), lines, first), rest
 
     # -- connecting
 
@@ -13418,7 +13418,7 @@ class BodyShare:
         return count
 
     def begin(self, whole_bytes: int) -> Callable[[int], Any]:
-        """A body of this length is to come; gives what is told of its pieces.  Raises Unavailable."""
+        """A body of this length is to come; gives what its pieces are told.  Raises Unavailable."""
         if whole_bytes <= FIRST_BODY_BYTES:
             self.take(whole_bytes)
             return bool  # which has nothing to do: all of it has its room
