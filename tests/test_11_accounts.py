@@ -205,6 +205,29 @@ class RestTest(PoolTestCase):
         self.assertEqual(self.broken(wanted, answer(401)), 1800)
 
 
+class TroubledTest(PoolTestCase):
+    """A healthy account is not asked for each of its troubles."""
+
+    def test_from_a_failure_until_nothing_is_left_of_it(self):
+        for outcome in (answer(429), answer(429, says="credit"), answer(401), answer(529),
+                        answer(529, limits=told(requests=gw.RateLimit(50.0, 0.0, 10.0))),
+                        gw.Outcome("closed"), gw.Outcome("credential")):
+            with self.subTest(outcome):
+                self.setUp()
+                wanted = self.accounts("a")
+                lease = self.lease(wanted)
+                self.assertFalse(lease.state.troubled)
+                self.broken(wanted, outcome, lease)
+                self.assertTrue(lease.state.troubled)
+                self.clock.advance(gw.MAX_REST_SECONDS)
+                self.serve(wanted)
+                self.assertTrue(lease.state.troubled)
+                self.clock.advance(gw.RAMP_SECONDS)
+                self.serve(wanted)
+                self.assertFalse(lease.state.troubled)
+                self.assertEqual((lease.state.in_a_row, lease.state.last_error), ({}, ""))
+
+
 class LimitsTest(PoolTestCase):
     """What answers tell of limits is kept, and what is used up rests."""
 
@@ -624,6 +647,25 @@ class StickyTest(PoolTestCase):
             self.assertEqual(self.ask("s"), own, "each use begins a new hour")
         self.clock.advance(3600)
         self.assertNotEqual(self.ask("s"), own)
+
+    def test_its_use_is_noted_once_a_minute(self):
+        own = self.ask("s")
+        self.clock.advance(gw.STICKY_STEP_SECONDS - 1)
+        self.assertEqual(self.ask("s"), own)
+        self.clock.advance(gw.STICKY_SECONDS - gw.STICKY_STEP_SECONDS)
+        self.assertEqual(self.ask("s"), own)
+        self.clock.advance(gw.STICKY_SECONDS - 1)
+        self.assertEqual(self.ask("s"), own)
+        self.clock.advance(1)
+        self.ask("s")  # not noted
+        self.clock.advance(gw.STICKY_SECONDS - 1)
+        self.assertNotEqual(self.ask("s"), own)
+
+    def test_a_new_model_is_noted_at_once(self):
+        own = self.ask("s", "opus")
+        self.ask("s", "haiku")
+        self.clock.advance(gw.STICKY_SECONDS - 1)
+        self.assertEqual(self.ask("s", "haiku"), own)
 
     def test_it_goes_before_the_tier(self):
         wanted = self.wanted(provider("p", {"name": "a"}, {"name": "b", "priority": 1}),
