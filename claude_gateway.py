@@ -5768,10 +5768,10 @@ class Candidate:
 
     ``key`` tells it from all others, ``name`` is how logs and errors call it.  The
     lowest ``tier`` goes first, a strategy chooses within one; ``weight`` is its share.
-    ``is_paced``: its settings bound its calls.
+    ``per_minute`` and ``at_once`` are its settings' bounds, if any.
     """
 
-    __slots__ = ("provider", "account", "key", "name", "tier", "weight", "is_paced")
+    __slots__ = ("provider", "account", "key", "name", "tier", "weight", "per_minute", "at_once")
 
     def __init__(self, provider: Provider, account: Optional[Account]) -> None:
         self.provider = provider
@@ -5780,8 +5780,8 @@ class Candidate:
         self.name = "/".join(filter(None, self.key))
         self.tier = provider.priority, account.priority if account else 0.0
         self.weight = provider.weight * (account.weight if account else 1.0)
-        self.is_paced = account is not None and (
-            account.max_concurrent, account.requests_per_minute) != (None, None)
+        self.per_minute = account.requests_per_minute if account else None
+        self.at_once = account.max_concurrent if account else None
 
 
 def candidates(provider: Provider, model: str) -> list[Candidate]:
@@ -5848,37 +5848,35 @@ class AccountState:
             return "out" if self.out else "cooling"
         return "cooling" if now < self.soft_until else "ready"
 
-    def held_seconds(self, account: Account, now: float) -> float:
+    def held_seconds(self, candidate: Candidate, now: float) -> float:
         """How long its own settings keep it from one more request; 0 for not at all."""
-        held = 0.0
-        if account.max_concurrent is not None and self.in_flight >= account.max_concurrent:
+        held, per_minute = 0.0, candidate.per_minute
+        if candidate.at_once is not None and self.in_flight >= candidate.at_once:
             held = SLOT_LOOK_SECONDS
-        if account.requests_per_minute is not None:
+        if per_minute is not None:
             while self.starts and self.starts[0] <= now - 60.0:
                 self.starts.popleft()
-            if len(self.starts) + 1 > account.requests_per_minute:
+            if len(self.starts) + 1 > per_minute:
                 held = max(held, self.starts[0] + 60.0 - now)
         return held
 
     def delay(self, candidate: Candidate, now: float) -> tuple[float, float]:
         """Seconds until it may be asked, and how many one would rather wait for another."""
-        if not (self.troubled or candidate.is_paced):
+        if not self.troubled and candidate.at_once is None and candidate.per_minute is None:
             return READY
-        account, wait, rank = candidate.account, 0.0, 0.0
-        assert account is not None
+        wait = rank = 0.0
         if now < self.hard_until:
             if self.out:
                 return math.inf, 0.0
             wait = self.hard_until - now
         elif self.probing:
             wait = PROBE_LOOK_SECONDS
-        wait = max(wait, self.held_seconds(account, now))
+        wait = max(wait, self.held_seconds(candidate, now))
         since = now - self.ramp_from
         if 0 <= since < RAMP_SECONDS and self.ramp_started > since / RAMP_STEP_SECONDS:
             wait = max(wait, self.ramp_started * RAMP_STEP_SECONDS - since)
         # Nobody knows how long it waits for calls to end.
-        if self.probing or (
-                account.max_concurrent is not None and self.in_flight >= account.max_concurrent):
+        if self.probing or candidate.at_once is not None and self.in_flight >= candidate.at_once:
             rank = RATHER_WAIT_SECONDS
         elif now < self.soft_until:
             rank = min(self.soft_until - now, RATHER_WAIT_SECONDS)
@@ -5890,8 +5888,7 @@ class AccountState:
     def start(self, candidate: Candidate, now: float) -> bool:
         """One more request begins; whether it is the probe."""
         self.in_flight += 1
-        account = candidate.account
-        if account is not None and account.requests_per_minute is not None:
+        if candidate.per_minute is not None:
             self.starts.append(now)
         if not self.troubled:
             return False
@@ -6221,7 +6218,7 @@ class AccountPool:
         now = self.monotonic()
         with self._lock:
             lease.began = now
-            if lease.account is not None and lease.account.requests_per_minute is not None:
+            if lease.candidate.per_minute is not None:
                 lease.state.starts.append(now)
 
     def release(
@@ -12283,18 +12280,17 @@ class Engine:
         One call as a rule, one more with a renewed credential or a mended body.
         The lease is given back here, or at the end of the stream that took it.
         """
-        attempts = exchange.attempts
         try:
             result = self._call(exchange, lease)
             if not result.serves:
                 result = self._called_again(exchange, lease, result)
         except BaseException:
-            self.accounts.release(lease, attempts.wanted)
+            self.accounts.release(lease, exchange.attempts.wanted)
             raise
         outcome, decision, response, error, serves = result
-        if serves:
+        if serves and response is not None:
             return self._given(exchange, lease, response)
-        self._told(lease, decision, attempts.failed(lease, decision, outcome))
+        self._told(lease, decision, exchange.attempts.failed(lease, decision, outcome))
         if response is not None and decision.action in ("relay", "mend"):
             # A refusal that ends the attempts says when to come back, too.
             return self._given(exchange, lease, response)
