@@ -1815,11 +1815,10 @@ class ToldLimits:
     and the next call where something may be used up, which one look tells.
     """
 
-    __slots__ = ("_pairs", "_wall_now", "_found", "may_be_used_up")
+    _found: Optional[dict[str, RateLimit]] = None
 
     def __init__(self, pairs: list[tuple[str, str]], wall_now: float) -> None:
         self._pairs, self._wall_now = pairs, wall_now
-        self._found: Optional[dict[str, RateLimit]] = None
         text = "\n".join(map(":".join, pairs)).lower()
         # A remaining count of 0, or the status "rejected": what can, and little else.
         self.may_be_used_up = "-remaining:0" in text or "-status:r" in text
@@ -12243,21 +12242,21 @@ class Engine:
 
     def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
-        has_own, providers = bool(exchange.admission.own_credentials), plan.routed.providers
-        found = plan.routed.candidates[has_own]
-        if not found and providers and not usable_providers(providers, has_own):
+        routed, config = plan.routed, exchange.served.config
+        has_own = bool(exchange.admission.own_credentials)
+        found = routed.candidates[has_own]
+        if not found and routed.providers and not usable_providers(routed.providers, has_own):
             raise RequestError(
                 401, "provider %s has no account here and the request brought no credential of "
-                     "its own (an x-api-key or Authorization header)" % providers[0].name,
+                     "its own (an x-api-key or Authorization header)" % routed.providers[0].name,
                 CHALLENGE)
-        config = exchange.served.config
         session = ""  # a conversation matters where there is a choice
         if len(found) > 1 and config.routing.sticky and exchange.body:
             session = conversation_key(exchange.request.headers, exchange.body)
         exchange.plan = plan
         exchange.attempts = attempts = Attempts(
             self.accounts,
-            Wanted(found, session, plan.model, plan.routed.models,
+            Wanted(found, session, plan.model, routed.models,
                    exchange.record.route in MESSAGE_ROUTES),
             config.routing, config.retry)
         failures: list[Failure] = []
