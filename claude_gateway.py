@@ -856,7 +856,8 @@ class HttpResponse:
         self.length = len(body) if isinstance(body, bytes) else length
         self.close_connection = close_connection
         self.ready: Callable[[], Any] = bool  # which says False
-        self._on_close = () if on_close is None else (on_close,)
+        self._on_close: tuple[Callable[[str], None], ...] = (
+            () if on_close is None else (on_close,))
 
     def close(self, ended: str = "") -> None:
         """End the books of this answer; later calls do nothing."""
@@ -6764,9 +6765,9 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float], values: Sequence[float] = ()) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        for place in map(partial(bisect.bisect_left, bounds), values):
-            self.counts[place] += 1
+        ordered = sorted(values)
+        up_to = [*map(partial(bisect.bisect_right, ordered), bounds), len(ordered)]
+        self.counts = list(map(operator.sub, up_to, [0, *up_to]))
         self.total = sum(values, 0.0)
         self.maximum = max(values, default=0.0)
 
@@ -6845,7 +6846,7 @@ HISTORY_COLUMNS = ("requests", "errors", "input_tokens", "output_tokens", "cache
 class Kind(NamedTuple):
     """What the figures tell requests apart by; ``cases`` are their attempts'."""
 
-    minute: int
+    minute: float
     cases: tuple[str, ...]
     route: str
     provider: str

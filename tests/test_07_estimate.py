@@ -581,6 +581,15 @@ class TokenCalibrationTest(unittest.TestCase):
             calibration.observe("a", 1000, 1)
         self.assertEqual(calibration.apply("a", 1), 1)
 
+    def test_the_first_ones_of_a_model_are_due_at_once_then_one_after_a_pause(self):
+        calibration, now = gw.TokenCalibration(), 100.0
+        for count in range(1, 3 * calibration.FIRST_COUNT):
+            calibration.observe("a", 100, 100, now)
+            first = count < calibration.FIRST_COUNT
+            self.assertEqual(calibration.due, now if first else now + calibration.PAUSE_SECONDS)
+        calibration.observe("b", 100, 100, now)
+        self.assertEqual(calibration.due, now)
+
     def test_the_model_observed_longest_ago_is_dropped(self):
         calibration = gw.TokenCalibration()
         for count in range(gw.MAX_CALIBRATED_MODELS):

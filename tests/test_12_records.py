@@ -346,8 +346,9 @@ class LogTest(unittest.TestCase):
                 self.assertEqual(self.lines[0].split(" ")[1], level)
 
     def test_a_record_below_the_threshold_costs_no_line(self):
-        self.log("warning").record(self.record(status=200, provider="p"))
-        self.assertEqual(self.lines, [])
+        for level, status, count in (("warning", 200, 0), ("warning", 503, 1), ("error", 503, 0)):
+            self.log(level).record(self.record(status=status, provider="p"))
+            self.assertEqual(len(self.lines), count)
 
     def test_once(self):
         log = self.log()
