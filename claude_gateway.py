@@ -11171,7 +11171,7 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     "/healthz": {"GET": Route("healthz", "answer_healthz", open=True)},
     "/health": {"GET": Route("health", "answer_health", open=True)},
     "/v1/messages": {"POST": Route("messages", "forward_message")},
-    "/v1/messages/count_tokens": {"POST": Route("count_tokens", "forward_message")},
+    "/v1/messages/count_tokens": {"POST": Route("count_tokens", "forward_count")},
     "/v1/models": {"GET": Route("models", "answer_models", open=True)},
     "/v1/models/claude": {"GET": Route("models", "answer_models", open=True)},
     "/v1/providers": {"GET": Route("providers", "answer_providers", open=True)},
@@ -11539,7 +11539,8 @@ class Admission:
     ``origin`` the listed one that an answer names, or "".
     """
 
-    def __init__(self, request: HttpRequest, config: Config, keys: KeyRing) -> None:
+    def __init__(self, request: HttpRequest, served: Served) -> None:
+        config, keys = served.config, served.keys
         self.path, self.doubled = plain_path(request.path)
         self.prefix = PATH_PREFIX if request.path.startswith(PATH_PREFIX) else ""
         self.routes = find_routes(self.path)
@@ -11567,6 +11568,12 @@ class Admission:
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not self.key:
             self.barred = "invalid x-api-key" if presented else "missing x-api-key header"
+        # Nothing is to be said of most heads, which is one question instead of ten.
+        self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
+        self.is_chat = self.routes is ROUTES[CHAT_PATH]
+        self.has_body = any(name in request.headers
+                            for name in ("content-length", "transfer-encoding"))
+        self.limited_key = served.limited_keys.get(self.key)
 
 
 class UpstreamHead(NamedTuple):
@@ -11606,7 +11613,7 @@ class Served:
             return self._admissions[request.kind]
         except KeyError:
             pass  # the first of its kind
-        found = Admission(request, self.config, self.keys)
+        found = Admission(request, self)
         if request.kind is not None:
             remember(self._admissions, request.kind, found, HEADS_KEPT)
         return found
@@ -11678,20 +11685,24 @@ def prepared(
         body = dict(body, model=model)
         edits.append("model")
     profile = dict(provider.sanitize, thinking=thinking) if thinking else provider.sanitize
-    body, rules = sanitized(body, profile)
     betas: tuple[str, ...] = ()
-    if profile["unknown_fields"]:
-        refused = [name for name in provider.refused_fields if name in body]
-        if refused:
-            body = without_keys(body, *refused)
-            rules.append("unknown_fields")
-            betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
-    collects = before.get("stream") is not True and (
-        collect == "always" or collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))
-    if collects:
-        body = dict(body, stream=True)
-        edits.append("collect")
-    return Prepared(spell(body), model, (*edits, *rules), collects, betas)
+    collects = False
+    try:
+        body, rules = sanitized(body, profile)
+        if profile["unknown_fields"]:
+            refused = [name for name in provider.refused_fields if name in body]
+            if refused:
+                body = without_keys(body, *refused)
+                rules.append("unknown_fields")
+                betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
+        if before.get("stream") is not True and (
+                collect == "always" or collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS)):
+            collects, body = True, dict(body, stream=True)
+            edits.append("collect")
+        return Prepared(spell(body), model, (*edits, *rules), collects, betas)
+    except RecursionError:
+        # JSON so deep that it parsed only just is the client's fault.
+        raise RequestError(400, "invalid JSON: the JSON is nested too deeply") from None
 
 
 def asks_above(body: Body, limit: int) -> bool:
@@ -11867,16 +11878,31 @@ class Engine:
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), served, admission)
         self.alive.begin(exchange)
-        if admission.routes is ROUTES[CHAT_PATH]:
+        if admission.is_chat:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
         return exchange
 
     def _walk(self, exchange: Exchange) -> HttpResponse:
         """Contract section 6: route, guard, credentials, then the route's handler."""
-        request, admission = exchange.request, exchange.admission
+        admission = exchange.admission
         if self.draining and admission.path not in HEALTH_PATHS:
             raise Unavailable("the gateway is shutting down", close=True)
+        if not admission.is_usual:
+            answer = self._answer_unusual(exchange)
+            if answer is not None:
+                return answer
+        route = admission.route
+        assert route is not None
+        exchange.record.key, exchange.record.route = admission.key, route.name
+        return getattr(self, route.handler)(exchange)
+
+    def _answer_unusual(self, exchange: Exchange) -> Optional[HttpResponse]:
+        """The answer to what no route is for, or a note to who runs the client.
+
+        Raises RequestError: no such path, or not for this client.
+        """
+        request, admission = exchange.request, exchange.admission
         if admission.doubled:
             self._log.once("warning", "a client's base URL ends in /v1; set it to http://%s%s "
                            "(its requests are answered all the same)"
@@ -11889,22 +11915,31 @@ class Engine:
         exchange.record.key = admission.key
         if admission.barred:
             raise RequestError(401, admission.barred, CHALLENGE)
-        routes, route = admission.routes, admission.route
+        routes = admission.routes
         if routes is None:
             raise RequestError(404, "no such path: %s" % admission.path)
         if request.method == "OPTIONS":
             return HttpResponse(204, [("Allow", allowed_methods(routes))])
-        if route is None:
+        if admission.route is None:
             raise RequestError(405, "%s is not allowed here" % request.method,
                                [("Allow", allowed_methods(routes))])
-        exchange.record.route = route.name
-        return getattr(self, route.handler)(exchange)
+        return None
 
-    @staticmethod
-    def _body(exchange: Exchange) -> bytes:
+    def _needed_body(self, exchange: Exchange) -> bytes:
+        """The body of a request that must have one, from a key that may make it now."""
+        if exchange.admission.limited_key is not None:
+            self._check_rate(exchange.admission.limited_key)
+        if not exchange.admission.has_body:
+            raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
         body = exchange.request.read_body()
         exchange.record.bytes_in = len(body)
         return body
+
+    def _check_rate(self, key: ClientKey) -> None:
+        seconds = self._rates.admit(key)
+        if seconds > 0:
+            raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
+                               [("retry-after", str(max(1, int(seconds + 0.999))))])
 
     # -- the books of one request
 
@@ -12080,37 +12115,49 @@ class Engine:
     # -- forwarded
 
     def forward_message(self, exchange: Exchange) -> HttpResponse:
-        """POST /v1/messages and its count_tokens."""
-        document = parse_message_request(self._needed_body(exchange))
-        body = exchange.body = document.values
-        exchange.spell = document.spelled
-        model = exchange.record.model = body["model"]
-        counts = exchange.record.route == "count_tokens"
-        if not counts and body.get("stream") is True:
+        """POST /v1/messages."""
+        body = self._message(exchange)
+        config, model = exchange.served.config, body["model"]
+        if body.get("stream") is True:
             self._keep_alive(exchange)
-        if not counts and exchange.served.config.warmup == "intercept" and is_warmup(body["messages"]):
+        if config.warmup == "intercept" and is_warmup(body["messages"]):
             return self._answer_warmup(exchange, body)
-        background = exchange.served.config.routing.background_model
-        if background and not counts and is_background_task(body):
-            body = dict(body, model=background)
-            model = background
+        background = config.routing.background_model
+        if background and is_background_task(body):
+            body, model = dict(body, model=background), background
             exchange.edits.append("background_model")
-        routed = exchange.served.routed(model)
-        collect = "never" if counts else exchange.served.config.stream.collect
-        bodies = {provider.name: self._prepared(
-            exchange, body, provider, routed.spoken[provider.name], collect)
-                  for provider in routed.providers}
-        if not counts:
-            return self._attempts(exchange, Plan(routed, model, exchange.admission.path, bodies))
-        counted_as = next(iter(routed.models.values()), model)
-        counting = exchange.served.routed(model, "count_tokens")
-        if routed.providers and not counting.providers:
+        return self._attempts(exchange, self._plan(exchange, body, model, config.stream.collect))
+
+    def forward_count(self, exchange: Exchange) -> HttpResponse:
+        """POST /v1/messages/count_tokens."""
+        body = self._message(exchange)
+        plan = self._plan(exchange, body, body["model"], "never")
+        counted_as = next(iter(plan.routed.models.values()), plan.model)
+        counting = exchange.served.routed(plan.model, "count_tokens")
+        if plan.routed.providers and not counting.providers:
             return self._answer_estimate(exchange, counted_as)
-        response = self._attempts(exchange, Plan(counting, model, exchange.admission.path, bodies))
+        response = self._attempts(exchange, plan._replace(routed=counting))
         if not has_no_count(response):
             return response
         response.close("unread")  # it may be a stream that holds a lease
         return self._answer_estimate(exchange, counted_as)
+
+    def _message(self, exchange: Exchange) -> Body:
+        """A request's message, as it came."""
+        document = parse_message_request(self._needed_body(exchange))
+        exchange.body = body = document.values
+        exchange.spell = document.spelled
+        exchange.record.model = body["model"]
+        return body
+
+    @staticmethod
+    def _plan(exchange: Exchange, body: Body, model: str, collect: str) -> Plan:
+        """What goes to whom of a message."""
+        routed, bodies = exchange.served.routed(model), {}
+        for provider in routed.providers:
+            bodies[provider.name] = prepared(
+                exchange.spell, body, provider, routed.spoken[provider.name], collect)
+        return Plan(routed, model, exchange.admission.path, bodies)
 
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""
@@ -12138,18 +12185,10 @@ class Engine:
         exchange.body = chat.body
         if chat.stream:
             self._keep_alive(exchange)
-        bodies = {provider.name: self._prepared(
-            exchange, chats[rules[provider.name]].body, provider,
+        bodies = {provider.name: prepared(
+            exchange.spell, chats[rules[provider.name]].body, provider,
             routed.spoken[provider.name], "never") for provider in routed.providers}
         return self._attempts(exchange, Plan(routed, model, "/v1/messages", bodies))
-
-    def _needed_body(self, exchange: Exchange) -> bytes:
-        """The body of a request that must have one, from a key that may make it now."""
-        self._check_rate(exchange)
-        headers = exchange.request.headers
-        if "content-length" not in headers and "transfer-encoding" not in headers:
-            raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
-        return self._body(exchange)
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
@@ -12167,15 +12206,6 @@ class Engine:
         exchange.heartbeat = Heartbeat(
             exchange.request.peer, begin_stream, exchange.door.ping, settings.hold_seconds,
             settings.ping_seconds, self._monotonic)
-
-    @staticmethod
-    def _prepared(exchange: Exchange, body: Body, provider: Provider, spoken: Spoken,
-                  collect: str, thinking: str = "") -> Prepared:
-        """See :func:`prepared`; JSON so deep that it parsed only just is the client's fault."""
-        try:
-            return prepared(exchange.spell, body, provider, spoken, collect, thinking)
-        except RecursionError:
-            raise RequestError(400, "invalid JSON: the JSON is nested too deeply") from None
 
     def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
         """Contract section 7: a message that says OK, as JSON or as six events."""
@@ -12218,26 +12248,18 @@ class Engine:
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
-        self._check_rate(exchange)
+        if exchange.admission.limited_key is not None:
+            self._check_rate(exchange.admission.limited_key)
         routed = exchange.served.routed("", "passage")
         if not routed.providers:
             raise NoUsableAccount("no provider is enabled that could take this path")
-        body: Optional[bytes] = self._body(exchange)
-        headers = exchange.request.headers
-        if not body and "content-length" not in headers and "transfer-encoding" not in headers:
+        body: Optional[bytes] = exchange.request.read_body()
+        exchange.record.bytes_in = len(body or b"")
+        if not body and not exchange.admission.has_body:
             body = None
         return self._attempts(exchange, Plan(
             routed, "", exchange.admission.path, {routed.providers[0].name: Prepared(body)},
             whole=False, repeatable=exchange.request.method in REPEATABLE_METHODS))
-
-    def _check_rate(self, exchange: Exchange) -> None:
-        key = exchange.served.limited_keys.get(exchange.record.key)
-        if key is None:
-            return
-        seconds = self._rates.admit(key)
-        if seconds > 0:
-            raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
-                               [("retry-after", str(max(1, int(seconds + 0.999))))])
 
     # -- attempts
 
@@ -12470,8 +12492,8 @@ class Engine:
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
             body = without_keys(body, "thinking")
-        again = self._prepared(exchange, body, provider, plan.routed.spoken[provider.name],
-                               exchange.served.config.stream.collect, "drop")
+        again = prepared(exchange.spell, body, provider, plan.routed.spoken[provider.name],
+                         exchange.served.config.stream.collect, "drop")
         if again.body == plan.bodies[provider.name].body or "thinking" not in again.edits:
             return False
         exchange.edits.append("thinking_signature")
