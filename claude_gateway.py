@@ -11459,8 +11459,7 @@ class Exchange(LiveRequest):
 
     def turn_to(self, provider: Provider) -> None:
         """From now on it is this provider's answer that counts."""
-        if self.readings:
-            self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
+        self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
 
     @property
     def watch(self) -> Watch:
@@ -11583,10 +11582,6 @@ class UpstreamHead(NamedTuple):
     target: str
     before: bytes
     after: bytes
-
-    def lines(self, body: Optional[bytes]) -> bytes:
-        """The header lines for a body."""
-        return self.before if body is None else b"%b%d%b" % (self.before, len(body), self.after)
 
 
 class Served:
@@ -12192,20 +12187,20 @@ class Engine:
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
-        settings, begin = exchange.served.config.stream, exchange.request.begin_answer
-        if settings.hold_seconds <= 0 or begin is None:
-            return
+        settings, request = exchange.served.config.stream, exchange.request
+        if settings.hold_seconds > 0 and request.begin_answer is not None:
+            exchange.heartbeat = Heartbeat(
+                request.peer, partial(self._begin_stream, exchange, request.begin_answer),
+                exchange.door.ping, settings.hold_seconds, settings.ping_seconds, self._monotonic)
 
-        def begin_stream() -> Callable[[bytes], None]:
-            assert begin is not None
-            # An iterable: no bytes would be a body of length 0.
-            head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
-                                      *STREAM_HEADERS, *exchange.door.headers], iter(()))
-            return begin(self._with_our_headers(exchange, head))
-
-        exchange.heartbeat = Heartbeat(
-            exchange.request.peer, begin_stream, exchange.door.ping, settings.hold_seconds,
-            settings.ping_seconds, self._monotonic)
+    def _begin_stream(
+            self, exchange: Exchange,
+            begin: Callable[[HttpResponse], Callable[[bytes], None]]) -> Callable[[bytes], None]:
+        """Send the head of a stream whose first event is not there yet."""
+        # An iterable: no bytes would be a body of length 0.
+        head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
+                                  *STREAM_HEADERS, *exchange.door.headers], iter(()))
+        return begin(self._with_our_headers(exchange, head))
 
     def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
         """Contract section 7: a message that says OK, as JSON or as six events."""
@@ -12390,12 +12385,21 @@ class Engine:
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
-        provider = lease.provider
-        exchange.turn_to(provider)
+        provider, secret = lease.provider, lease.secret
+        if exchange.readings:
+            exchange.turn_to(provider)
         sent = exchange.plan.bodies[provider.name]
-        head = self._upstream_head(exchange, lease, sent)
-        call = UpstreamCall(exchange.request.method, provider, head.target, head.lines(sent.body),
-                            sent.body or b"", exchange.served.config.timeouts, exchange.watch)
+        body = sent.body
+        # Looked up as a rule: only a body's length and what a body asks of the head differ
+        # from one request of a client to its next.
+        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
+                exchange.door.betas, sent.drop_betas, body is None)
+        target, before, after = exchange.served.upstream_heads.get(kind) or self._upstream_head(
+            exchange, lease, sent, kind)
+        call = UpstreamCall(
+            exchange.request.method, provider, target,
+            before if body is None else b"%b%d%b" % (before, len(body), after),
+            body or b"", exchange.served.config.timeouts, exchange.watch)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)
@@ -12403,19 +12407,12 @@ class Engine:
             exchange.may_resend = call.may_resend
 
     @staticmethod
-    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
-        """The head for a call, looked up as a rule: only a body's length and what a body
-        asks of the head differ from one request of a client to its next."""
-        known, secret = exchange.served.upstream_heads, lease.secret
-        key = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
-               exchange.door.betas, sent.drop_betas, sent.body is None)
-        try:
-            return known[key]
-        except KeyError:
-            pass  # the first of its kind; outside, or faults would carry the key in their context
+    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared,
+                       kind: tuple[Any, ...]) -> UpstreamHead:
+        """The head for a call that is the first of its kind."""
         found = upstream_head(exchange, lease, sent)
         if exchange.request.kind is not None:
-            remember(known, key, found, HEADS_KEPT)
+            remember(exchange.served.upstream_heads, kind, found, HEADS_KEPT)
         return found
 
     def _received(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse) -> Result:
