@@ -11444,6 +11444,8 @@ class Exchange(LiveRequest):
     door: Door = MESSAGES_DOOR
     # Where they hang on the provider's model: body and door by provider.
     readings: Mapping[str, tuple[Body, Door]] = {}
+    # What was done to the body for everybody.
+    edits: Sequence[str] = ()
 
     def __init__(self, request: HttpRequest, request_id: str, record: RequestRecord,
                  began: float, served: Served, admission: Admission) -> None:
@@ -11454,8 +11456,6 @@ class Exchange(LiveRequest):
         # What was in force when it came: a reload does not disturb it.
         self.served = served
         self.admission = admission
-        # What was done to the body for everybody.
-        self.edits: list[str] = []
 
     def turn_to(self, provider: Provider) -> None:
         """From now on it is this provider's answer that counts."""
@@ -11569,19 +11569,16 @@ class Admission:
             self.barred = "invalid x-api-key" if presented else "missing x-api-key header"
         # Nothing is to be said of most heads, which is one question instead of ten.
         self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
+        self.route_name, self.handler = (route.name, route.handler) if route is not None else ("", "")
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
         self.limited_key = served.limited_keys.get(self.key)
 
 
-class UpstreamHead(NamedTuple):
-    """What a provider is sent in front of a body: the target, and the header lines around
-    the body's length; all of them in ``before`` where there is no body."""
-
-    target: str
-    before: bytes
-    after: bytes
+# What a provider is sent in front of a body: the target, and the header lines around the
+# body's length; all of them in the first where there is no body.
+UpstreamHead = Tuple[str, bytes, bytes]
 
 
 class Served:
@@ -11595,6 +11592,10 @@ class Served:
         self.models = [model_listing(model, provider.owned_by, provider.name)
                        for provider in config.providers if provider.enabled
                        for model in provider.models]
+        # What each message is asked for.
+        self.intercepts = config.warmup == "intercept"
+        self.background_model = config.routing.background_model
+        self.collect = config.stream.collect
         # By model and route; names are clients', so that they are bounded.
         self._routed: dict[tuple[str, str], Routed] = {}
         # By the kind of a client's head, and by that, the account and what the body asks
@@ -11631,18 +11632,23 @@ class Served:
                 if route != "count_tokens" or provider.count_tokens == "upstream"]
 
 
-class Prepared(NamedTuple):
+class Prepared:
     """The bytes for one provider, the model id in them, the rules that changed them.
 
     ``collects``: the client wants no stream and gets none, but one is asked for.
     ``drop_betas``: globs of the betas that go with fields which were left out.
     """
 
-    body: Optional[bytes]
-    model: str = ""
-    edits: tuple[str, ...] = ()
-    collects: bool = False
-    drop_betas: tuple[str, ...] = ()
+    # No NamedTuple: CPython takes ten times as long to read a member of one.
+    __slots__ = ("body", "model", "edits", "collects", "drop_betas")
+
+    def __init__(self, body: Optional[bytes], model: str = "", edits: Sequence[str] = (),
+                 collects: bool = False, drop_betas: tuple[str, ...] = ()) -> None:
+        self.body = body
+        self.model = model
+        self.edits = edits
+        self.collects = collects
+        self.drop_betas = drop_betas
 
 
 # A field that an upstream refuses and the beta that announces it go together.
@@ -11706,7 +11712,7 @@ def asks_above(body: Body, limit: int) -> bool:
     return type(tokens) is int and tokens > limit  # not isinstance(): true is no number
 
 
-class Plan(NamedTuple):
+class Plan:
     """What may be sent where: to whom, and each one's target and bytes.
 
     Fixed before the first call: ``bodies`` maps a provider's name to what it is
@@ -11714,12 +11720,16 @@ class Plan(NamedTuple):
     a request that is not ``repeatable`` is sent again only if surely not done.
     """
 
-    routed: Routed
-    model: str
-    path: str
-    bodies: Mapping[str, Prepared]
-    whole: bool = True
-    repeatable: bool = True
+    __slots__ = ("routed", "model", "path", "bodies", "whole", "repeatable")
+
+    def __init__(self, routed: Routed, model: str, path: str, bodies: dict[str, Prepared],
+                 whole: bool = True, repeatable: bool = True) -> None:
+        self.routed = routed
+        self.model = model
+        self.path = path
+        self.bodies = bodies
+        self.whole = whole
+        self.repeatable = repeatable
 
 
 class Result(NamedTuple):
@@ -11770,10 +11780,10 @@ def upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamH
              if (name.lower() == "content-length" or not exchange.holds_key(value))
              and not name.lower().startswith(door.dropped_prefixes)]
     if sent.body is None:
-        return UpstreamHead(target, header_lines(pairs), b"")
+        return target, header_lines(pairs), b""
     at = [name.lower() for name, _ in pairs].index("content-length")
     before = b"%b%b: " % (header_lines(pairs[:at]), pairs[at][0].encode("ascii"))
-    return UpstreamHead(target, before, b"\r\n" + header_lines(pairs[at + 1:]))
+    return target, before, b"\r\n" + header_lines(pairs[at + 1:])
 
 
 class Failure(NamedTuple):
@@ -11887,10 +11897,9 @@ class Engine:
             answer = self._answer_unusual(exchange)
             if answer is not None:
                 return answer
-        route = admission.route
-        assert route is not None
-        exchange.record.key, exchange.record.route = admission.key, route.name
-        return getattr(self, route.handler)(exchange)
+        record = exchange.record
+        record.key, record.route = admission.key, admission.route_name
+        return getattr(self, admission.handler)(exchange)
 
     def _answer_unusual(self, exchange: Exchange) -> Optional[HttpResponse]:
         """The answer to what no route is for, or a note to who runs the client.
@@ -12111,17 +12120,16 @@ class Engine:
 
     def forward_message(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/messages."""
-        body = self._message(exchange)
-        config, model = exchange.served.config, body["model"]
+        body, served = self._message(exchange), exchange.served
+        model = body["model"]
         if body.get("stream") is True:
             self._keep_alive(exchange)
-        if config.warmup == "intercept" and is_warmup(body["messages"]):
+        if served.intercepts and is_warmup(body["messages"]):
             return self._answer_warmup(exchange, body)
-        background = config.routing.background_model
-        if background and is_background_task(body):
-            body, model = dict(body, model=background), background
-            exchange.edits.append("background_model")
-        return self._attempts(exchange, self._plan(exchange, body, model, config.stream.collect))
+        if served.background_model and is_background_task(body):
+            model = served.background_model
+            body, exchange.edits = dict(body, model=model), ["background_model"]
+        return self._attempts(exchange, self._plan(exchange, body, model, served.collect))
 
     def forward_count(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/messages/count_tokens."""
@@ -12131,7 +12139,8 @@ class Engine:
         counting = exchange.served.routed(plan.model, "count_tokens")
         if plan.routed.providers and not counting.providers:
             return self._answer_estimate(exchange, counted_as)
-        response = self._attempts(exchange, plan._replace(routed=counting))
+        plan.routed = counting
+        response = self._attempts(exchange, plan)
         if not has_no_count(response):
             return response
         response.close("unread")  # it may be a stream that holds a lease
@@ -12229,8 +12238,8 @@ class Engine:
         if (exchange.record.bytes_in > MAX_CALIBRATED_BYTES
                 and exchange.record.route != "count_tokens"):
             exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
-            exchange.plan = exchange.plan._replace(bodies={
-                name: sent._replace(body=None) for name, sent in exchange.plan.bodies.items()})
+            for sent in exchange.plan.bodies.values():
+                sent.body = None
             exchange.request.let_go()
 
     def _learn(self, exchange: Exchange, now: float) -> None:
@@ -12493,8 +12502,8 @@ class Engine:
                          exchange.served.config.stream.collect, "drop")
         if again.body == plan.bodies[provider.name].body or "thinking" not in again.edits:
             return False
-        exchange.edits.append("thinking_signature")
-        exchange.plan = plan._replace(bodies=dict(plan.bodies, **{provider.name: again}))
+        exchange.edits = [*exchange.edits, "thinking_signature"]
+        plan.bodies[provider.name] = again
         return True
 
     # -- when all have failed
