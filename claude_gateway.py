@@ -11569,7 +11569,7 @@ class Admission:
             self.barred = "invalid x-api-key" if presented else "missing x-api-key header"
         # Nothing is to be said of most heads, which is one question instead of ten.
         self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
-        self.route_name, self.handler = (route.name, route.handler) if route is not None else ("", "")
+        self.route_name, self.handler = (route.name, route.handler) if route else ("", "")
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
@@ -11696,8 +11696,8 @@ def prepared(
                 body = without_keys(body, *refused)
                 rules.append("unknown_fields")
                 betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
-        if before.get("stream") is not True and (
-                collect == "always" or collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS)):
+        if before.get("stream") is not True and (collect == "always" or (
+                collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))):
             collects, body = True, dict(body, stream=True)
             edits.append("collect")
         return Prepared(spell(body), model, (*edits, *rules), collects, betas)
