@@ -11291,10 +11291,10 @@ class Door:
         """The client's own credential as a provider takes it."""
         return own
 
-    def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+    def relay(self, exchange: Exchange, upstream: UpstreamResponse, secret: str,
               is_messages: bool) -> RelayBody:
         """The body of an answer that is relayed as it comes."""
-        return RelayBody(exchange, upstream, lease, is_messages)
+        return RelayBody(exchange, upstream, secret, is_messages)
 
     def last_words(self, error: Mapping[str, Any]) -> bytes:
         """What ends a stream that failed: ``error`` is an error body in the door's shape."""
@@ -11405,7 +11405,7 @@ class ChatDoor(Door):
         # One key in both places goes up once.
         return list(dict.fromkeys(taken(name, value) for name, value in own))
 
-    def relay(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+    def relay(self, exchange: Exchange, upstream: UpstreamResponse, secret: str,
               is_messages: bool) -> RelayBody:
         """Chunks, made of a stream that we can read."""
         if not is_messages:
@@ -11414,7 +11414,7 @@ class ChatDoor(Door):
         chat = ChatStream(self._completion_id, self._created, self._chat.body["model"],
                           self._chat.include_usage, self._chat.json_tool,
                           self._chat.custom_tools, self._chat.legacy)
-        return ChatBody(exchange, upstream, lease, chat, self.remember)
+        return ChatBody(exchange, upstream, secret, chat, self.remember)
 
     def remember(self, tool_ids: Sequence[str], blocks: Sequence[dict]) -> None:
         """Keep the signed thinking before tool calls: chat clients cannot send it back."""
@@ -12196,19 +12196,18 @@ class Engine:
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
-        settings, request = exchange.served.config.stream, exchange.request
+        request, settings = exchange.request, exchange.served.config.stream
         if settings.hold_seconds > 0 and request.begin_answer is not None:
-            exchange.heartbeat = Heartbeat(
-                request.peer, partial(self._begin_stream, exchange, request.begin_answer),
-                exchange.door.ping, settings.hold_seconds, settings.ping_seconds, self._monotonic)
+            exchange.heartbeat = Heartbeat(request.peer, partial(self._begin_stream, exchange),
+                                           exchange.door.ping, settings, self._monotonic)
 
-    def _begin_stream(
-            self, exchange: Exchange,
-            begin: Callable[[HttpResponse], Callable[[bytes], None]]) -> Callable[[bytes], None]:
-        """Send the head of a stream whose first event is not there yet."""
+    def _begin_stream(self, exchange: Exchange) -> Callable[[bytes], None]:
+        """Send the head of a stream that is yet to come; gives what sends pieces of it."""
         # An iterable: no bytes would be a body of length 0.
         head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
                                   *STREAM_HEADERS, *exchange.door.headers], iter(()))
+        begin = exchange.request.begin_answer
+        assert begin is not None
         return begin(self._with_our_headers(exchange, head))
 
     def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
@@ -12587,25 +12586,32 @@ class Engine:
         Gives the error instead where a stream begins with one, or a 200 is one.  Raises
         UpstreamError.
         """
+        door, record = exchange.door, exchange.record
         is_stream = upstream.status == 200 and is_event_stream(upstream.headers)
-        if is_stream and (exchange.door.collects
-                          or exchange.plan.bodies[lease.provider.name].collects):
+        if is_stream and (door.collects or exchange.plan.bodies[lease.provider.name].collects):
             return self._collected(exchange, lease, upstream)
         if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
             # What we cannot decode is the client's to judge.
             value = checked_answer(whole) if upstream.readable else {}
-            if upstream.readable and exchange.record.route in MESSAGE_ROUTES:
+            if upstream.readable and record.route in MESSAGE_ROUTES:
                 if isinstance(value.get("error"), dict):
                     return value  # an error, whatever the status says
                 if not isinstance(value.get("content"), list):
                     raise UpstreamMalformed("upstream answered with something that is not a message")
-            note_answer(exchange.record, value, lease)
-            return whole_answer(lease, upstream, exchange.door.whole(whole, value))
+            note_answer(record, value, lease)
+            return whole_answer(lease, upstream, door.whole(whole, value))
+        return self._relayed(exchange, lease, upstream, is_stream)
+
+    def _relayed(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse,
+                 is_stream: bool) -> Union[HttpResponse, dict]:
+        """An answer as it comes, a stream from its first content on; or the error before that."""
+        door, heartbeat = exchange.door, exchange.heartbeat
+        secret = maskable_key(lease)
         is_messages = is_stream and exchange.record.route in MESSAGE_ROUTES and upstream.readable
-        if exchange.heartbeat is not None and exchange.heartbeat.began and not is_messages:
+        if not is_messages and heartbeat is not None and heartbeat.began:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
-        body = exchange.door.relay(exchange, upstream, lease, is_messages)
+        body = door.relay(exchange, upstream, secret, is_messages)
         exchange.tokens_so_far = body.tokens_so_far
         if is_messages and exchange.served.config.stream.hold_seconds > 0:
             exchange.stage = "held"
@@ -12613,11 +12619,9 @@ class Engine:
             if error is not None:
                 return error
         exchange.stage = "streaming"
-        if exchange.heartbeat is not None:
-            exchange.heartbeat.stop()
-        door = exchange.door
-        headers = shown_headers(maskable_key(lease), upstream,
-                                door.replaced_headers if is_stream else NO_NAMES)
+        if heartbeat is not None:
+            heartbeat.stop()
+        headers = shown_headers(secret, upstream, door.replaced_headers if is_stream else NO_NAMES)
         if is_stream:
             headers.extend(door.stream_headers)
         self._forget_body(exchange)
@@ -12682,16 +12686,16 @@ class Heartbeat(Watch):
     ``ping_seconds`` of silence, until ``stop``.
     """
 
+    _send: Optional[Callable[[bytes], None]] = None
+
     def __init__(self, peer: Watch, begin: Callable[[], Callable[[bytes], None]], ping: bytes,
-                 hold_seconds: float, ping_seconds: float,
-                 monotonic: Callable[[], float]) -> None:
+                 settings: Streaming, monotonic: Callable[[], float]) -> None:
         self._peer = peer
         self._ping = ping
         self._begin_answer = begin
-        self._ping_seconds = ping_seconds
+        self._settings = settings
         self._monotonic = monotonic
-        self._due = monotonic() + hold_seconds
-        self._send: Optional[Callable[[bytes], None]] = None
+        self._due = monotonic() + settings.hold_seconds
         # All else is the client's own: no call in between for each event.
         self.fileno, self.gone, self.rest = peer.fileno, peer.gone, peer.rest
 
@@ -12708,7 +12712,7 @@ class Heartbeat(Watch):
                 self._send = self._begin_answer()
             else:
                 self._send(self._ping)
-            self._due = self._monotonic() + self._ping_seconds
+            self._due = self._monotonic() + self._settings.ping_seconds
         return self._due - now
 
     def begin(self) -> None:
@@ -12729,18 +12733,24 @@ class RelayBody:
     breaks raises, so that the server can end the connection without a proper end.
     """
 
-    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+    _held = b""
+    # How long to wait for the next bytes; None for as long as the settings say.
+    _patience: Optional[float] = None
+    _read_bytes = 0
+    _ended = False
+    _error: Optional[UpstreamError] = None
+    _tracker: Optional[StreamTracker] = None
+
+    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, secret: str,
                  is_messages: bool) -> None:
         self._exchange = exchange
         self._upstream = upstream
-        self._mask = KeyMask(maskable_key(lease))
-        self._tracker = StreamTracker() if is_messages else None
-        self._held = b""
-        # How long to wait for the next bytes; None for as long as the settings say.
-        self._patience: Optional[float] = None
-        self._read_bytes = 0
-        self._ended = False
-        self._error: Optional[UpstreamError] = None
+        self._mask = KeyMask(secret)
+        # What looks at bytes that go down.
+        self._observe: Callable[[bytes], Any] = bool
+        if is_messages:
+            self._tracker = StreamTracker()
+            self._observe = self._tracker.feed
 
     def is_ready(self) -> bool:
         """Whether the next piece, or the end, comes without waiting."""
@@ -12767,20 +12777,24 @@ class RelayBody:
         tracker, heartbeat = self._tracker, self._exchange.heartbeat
         assert tracker is not None
         pieces, total = [], 0
-        while not (tracker.content_started or tracker.complete or self._ended
-                   or total >= MAX_HELD_BYTES):
-            if tracker.events_count >= MAX_HELD_EVENTS:
-                if heartbeat is None:
-                    break
-                heartbeat.begin()
+        while True:
             chunk = self._read()
             pieces.append(self._translated(chunk))
             self._observe(chunk)
             total += len(chunk)
+            if (tracker.content_started or tracker.complete or self._ended
+                    or total >= MAX_HELD_BYTES):
+                break
+            if tracker.events_count >= MAX_HELD_EVENTS:
+                if heartbeat is None:
+                    break
+                heartbeat.begin()
         self._held = b"".join(pieces)
-        if self._ended and not tracker.content_started:
+        if tracker.content_started:
+            return None
+        if self._ended:
             self._check_complete()
-        return None if tracker.content_started else tracker.error
+        return tracker.error
 
     def _read(self) -> bytes:
         """The next bytes to go down; sets ``_ended`` where they are the last ones."""
@@ -12793,11 +12807,6 @@ class RelayBody:
     def _translated(self, chunk: bytes) -> bytes:
         """What goes down of the next bytes: the very same."""
         return chunk
-
-    def _observe(self, chunk: bytes) -> None:
-        """Look at bytes that go down."""
-        if self._tracker is not None:
-            self._tracker.feed(chunk)
 
     def _ending(self) -> bytes:
         """What goes down after the end of a complete body."""
@@ -12816,7 +12825,10 @@ class RelayBody:
                 piece, self._held = self._held, b""
                 record.bytes_out += len(piece)
                 yield piece
+            chunk = b""
             while not self._ended:
+                # Looked at after it went down: the client waits for nothing of it.
+                self._observe(chunk)
                 chunk = self._read()
                 piece = self._translated(chunk)
                 if self._ended:
@@ -12824,9 +12836,6 @@ class RelayBody:
                 if piece:
                     record.bytes_out += len(piece)
                     yield piece
-                if not self._ended:
-                    # Looked at after it went down: the client waits for nothing of it.
-                    self._observe(chunk)
             self._check_complete()
             piece = self._ending()
         except UpstreamError as error:
@@ -12861,22 +12870,23 @@ class RelayBody:
     def close(self) -> None:
         """Close the upstream call and note what the stream told."""
         self._upstream.close()
-        if self._tracker is not None:
-            record = self._exchange.record
-            record.usage = self._tracker.usage
-            record.stop_reason = self._tracker.stop_reason
-            record.error = record.error or self._tracker.error_type
-            if self._tracker.error is not None:
+        tracker, record = self._tracker, self._exchange.record
+        if tracker is not None:
+            record.usage = tracker.usage
+            record.stop_reason = tracker.stop_reason
+            if tracker.error is not None:
+                record.error = record.error or tracker.error_type
                 record.ended = "upstream_broke"
 
 
 class ChatBody(RelayBody):
     """A relayed stream of messages as chat.completion chunks."""
 
-    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, lease: Lease,
+    def __init__(self, exchange: Exchange, upstream: UpstreamResponse, secret: str,
                  chat: ChatStream, remember: Callable[[Sequence[str], Sequence[dict]], None]
                  ) -> None:
-        super().__init__(exchange, upstream, lease, True)
+        super().__init__(exchange, upstream, secret, True)
+        self._observe = bool  # it was looked at when it was translated
         self._chat = chat
         self._remember = remember
 
@@ -12908,9 +12918,6 @@ class ChatBody(RelayBody):
                                     % MAX_SSE_EVENT_BYTES)
         # Pieces that are kept for later (a custom tool's input) must not look like silence.
         return b"".join(frames) or (PING_COMMENT if frames else b"")
-
-    def _observe(self, chunk: bytes) -> None:
-        """It was looked at when it was translated."""
 
     def _ending(self) -> bytes:
         """What ends a whole stream, the first time that it is asked for."""
@@ -13057,29 +13064,28 @@ class KeyMask:
     (b'a', b'****************', b'')
     """
 
+    _held = b""
+
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode("ascii")
-        self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """What may go down of the held bytes and these."""
-        if not self._secret or not data:
+        secret = self._secret
+        if not secret or not data:
             return data
         if self._held:
-            data = self._held + data
+            data, self._held = self._held + data, b""
         # Not ``in``: for bytes it raises, and catches, an error of its own first (0.1 us).
-        if data.find(self._secret) >= 0:
-            data = data.replace(self._secret, b"*" * len(self._secret))
-        if data[-1] not in self._secret:
-            self._held = b""  # as a rule: an event ends in LF
-            return data
-        first = self._secret[:1]
-        start = max(0, len(data) - len(self._secret) + 1)
-        at = data.find(first, start)
-        while at >= 0 and not self._secret.startswith(data[at:]):
+        if data.find(secret) >= 0:
+            data = data.replace(secret, b"*" * len(secret))
+        if data[-1] not in secret:
+            return data  # as a rule: an event ends in LF
+        first = secret[:1]
+        at = data.find(first, max(0, len(data) - len(secret) + 1))
+        while at >= 0 and not secret.startswith(data[at:]):
             at = data.find(first, at + 1)
         if at < 0:
-            self._held = b""
             return data
         self._held = data[at:]
         return data[:at]
