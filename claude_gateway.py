@@ -924,18 +924,14 @@ class Usage:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
         if not isinstance(usage, dict):
             return
-        get = usage.get  # spelled out: a loop takes half as long again
-        count = get("input_tokens")
-        if type(count) is int and 0 <= count <= MAX_USAGE_TOKENS:  # True is no count
+        get = usage.get  # spelled out: a loop takes half as long again; True is no count
+        if type(count := get("input_tokens")) is int and 0 <= count <= MAX_USAGE_TOKENS:
             self.input = count
-        count = get("output_tokens")
-        if type(count) is int and 0 <= count <= MAX_USAGE_TOKENS:
+        if type(count := get("output_tokens")) is int and 0 <= count <= MAX_USAGE_TOKENS:
             self.output = count
-        count = get("cache_read_input_tokens")
-        if type(count) is int and 0 <= count <= MAX_USAGE_TOKENS:
+        if type(count := get("cache_read_input_tokens")) is int and 0 <= count <= MAX_USAGE_TOKENS:
             self.cache_read = count
-        count = get("cache_creation_input_tokens")
-        if type(count) is int and 0 <= count <= MAX_USAGE_TOKENS:
+        if type(count := get("cache_creation_input_tokens")) is int and 0 <= count <= MAX_USAGE_TOKENS:
             self.cache_write = count
 
     def add(self, other: Usage) -> None:
@@ -1277,19 +1273,25 @@ class ChunkedBody:
     def feed(self, data: bytes) -> bytes:
         """The payload in ``data``, which may begin and end anywhere."""
         if self._pending:
-            data = self._pending + data
+            data, self._pending = self._pending + data, b""
         pieces: list[bytes] = []
         if self._between:
             # As a rule a read of an event stream is a chunk (0.3 us instead of 5 in steps).
             size, _, rest = data.partition(b"\r\n")
             payload = rest[:-2]
             if payload and size == PLAIN_CHUNK_SIZE(len(payload)) and rest.endswith(b"\r\n"):
-                self._pending = b""
                 return payload
             data = self._whole_chunks(data, pieces)
-        self._pending = data
         if data:
-            self._in_steps(pieces)
+            self._pending, self._at = data, 0
+            while self._at < len(self._pending) and not self.done and self._step(self, pieces):
+                # Once more behind the rest of a cut chunk, not after each: that would be quadratic.
+                if self._between and len(pieces) < 2:
+                    self._pending = self._whole_chunks(self._pending[self._at:], pieces)
+                    self._at = 0
+            self._pending = self._pending[self._at:]
+            if self.done:
+                self.excess, self._pending = self.excess + self._pending, b""
         return b"".join(pieces)
 
     def feed_eof(self) -> None:
@@ -1316,17 +1318,6 @@ class ChunkedBody:
             self._end()
             return b""
         return b"\r\n".join(rest)
-
-    def _in_steps(self, pieces: list[bytes]) -> None:
-        self._at = 0
-        while self._at < len(self._pending) and self._step(self, pieces):
-            # Once more behind the rest of a cut chunk, not after each: that would be quadratic.
-            if self._between and len(pieces) < 2:
-                self._pending = self._whole_chunks(self._pending[self._at:], pieces)
-                self._at = 0
-        self._pending = self._pending[self._at:]
-        if self.done:
-            self.excess, self._pending = self.excess + self._pending, b""
 
     # Each step uses what is pending from `_at` on, and says whether the next one
     # may be tried.
@@ -1394,10 +1385,6 @@ class ChunkedBody:
     def _end(self) -> None:
         self.done = True
         self._between = False
-        self._step = ChunkedBody._nothing
-
-    def _nothing(self, pieces: list[bytes]) -> bool:
-        return False
 
     # Functions and no methods, which would close a circle.
     _step: Callable[[ChunkedBody, list[bytes]], bool] = staticmethod(_size_line)
@@ -2105,8 +2092,7 @@ class SseDecoder:
         if len(text) >= self._max_event_bytes:
             for index, block in enumerate(blocks):
                 if len(block) >= self._max_event_bytes:
-                    self.overflowed, self.between = True, False
-                    blocks, rest = blocks[:index], b""
+                    blocks, rest = blocks[:index], text  # which is more than is kept
                     break
         if rest:
             self._keep(rest)
@@ -2719,20 +2705,16 @@ class StreamTracker:
 
     def __init__(self) -> None:
         self.usage = Usage()
-        self._decoder = SseDecoder()
+        self.decoder = SseDecoder()
 
     @property
     def blind(self) -> bool:
         """Whether an event was too large to be followed: the end then proves itself."""
-        return self._decoder.overflowed
-
-    def after_cut(self) -> bytes:
-        """What closes a half event, so that an error event can follow it."""
-        return self._decoder.between_events()
+        return self.decoder.overflowed
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
-        decoder = self._decoder
+        decoder = self.decoder
         if CR in data or not decoder.between:
             data = decoder.text(data)
         at, size = 0, len(data)
@@ -2741,59 +2723,37 @@ class StreamTracker:
             at = found.end()
             if found.lastindex is None:
                 break
-            kind, value = found.groups()
-            look = self.LOOKS.get(kind)
-            if look is not None:
-                look(self, value)
+            self._look_at(*found.groups())
         self.events_count += data.count(b"\n", 0, at) // 3
         if at < size:
             for event in decoder.events(data[at:]):
                 self.look(event)
 
-    def events(self, data: bytes) -> list[SseEvent]:
-        """The events that ``data`` completes, for who looks at them, too."""
-        return self._decoder.feed(data)
-
     def look(self, event: SseEvent) -> None:
         """Look at one event."""
         self.events_count += 1
-        look = self.LOOKS.get(event.type.encode("utf-8"))
-        if look is not None:
-            look(self, event.data)
+        self._look_at(event.type.encode("utf-8"), event.data)
 
-    def _look_at_start(self, data: bytes) -> None:
-        message = (event_object(data) or {}).get("message")
-        if isinstance(message, dict):
-            self.usage.update(message.get("usage"))
-
-    def _look_at_block(self, data: bytes) -> None:
-        self.content_started = True
-
-    def _look_at_delta(self, data: bytes) -> None:
-        value = event_object(data) or {}
-        self.usage.update(value.get("usage"))
-        delta = value.get("delta")
-        reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-        if isinstance(reason, str):
-            self.stop_reason = reason[:MAX_TOLD_CHARS]
-
-    def _look_at_stop(self, data: bytes) -> None:
-        self.complete = True
-
-    def _look_at_error(self, data: bytes) -> None:
-        self.complete, self.error = True, event_object(data) or {}
-        error = self.error.get("error")
-        kind = error.get("type") if isinstance(error, dict) else None
-        self.error_type = kind[:MAX_TOLD_CHARS] if isinstance(kind, str) else "error"
-
-    # What tells something; all other events, most of a stream, are counted.
-    LOOKS: Mapping[bytes, Callable[[StreamTracker, bytes], None]] = {
-        b"content_block_start": _look_at_block,
-        b"error": _look_at_error,
-        b"message_delta": _look_at_delta,
-        b"message_start": _look_at_start,
-        b"message_stop": _look_at_stop,
-    }
+    def _look_at(self, kind: bytes, data: bytes) -> None:
+        if kind == b"content_block_start":
+            self.content_started = True
+        elif kind == b"message_stop":
+            self.complete = True
+        elif kind == b"message_start":
+            message = (event_object(data) or {}).get("message")
+            self.usage.update(message.get("usage") if isinstance(message, dict) else None)
+        elif kind == b"message_delta":
+            value = event_object(data) or {}
+            self.usage.update(value.get("usage"))
+            delta = value.get("delta")
+            reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+            if isinstance(reason, str):
+                self.stop_reason = reason[:MAX_TOLD_CHARS]
+        elif kind == b"error":
+            self.complete, self.error = True, event_object(data) or {}
+            error = self.error.get("error")
+            kind_told = error.get("type") if isinstance(error, dict) else None
+            self.error_type = kind_told[:MAX_TOLD_CHARS] if isinstance(kind_told, str) else "error"
 
 
 class CollectedBlock:
@@ -12601,14 +12561,8 @@ class Engine:
                     raise UpstreamMalformed("upstream answered with something that is not a message")
             note_answer(record, value, lease)
             return whole_answer(lease, upstream, door.whole(whole, value))
-        return self._relayed(exchange, lease, upstream, is_stream)
-
-    def _relayed(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse,
-                 is_stream: bool) -> Union[HttpResponse, dict]:
-        """An answer as it comes, a stream from its first content on; or the error before that."""
-        door, heartbeat = exchange.door, exchange.heartbeat
-        secret = maskable_key(lease)
-        is_messages = is_stream and exchange.record.route in MESSAGE_ROUTES and upstream.readable
+        heartbeat, secret = exchange.heartbeat, maskable_key(lease)
+        is_messages = is_stream and record.route in MESSAGE_ROUTES and upstream.readable
         if not is_messages and heartbeat is not None and heartbeat.began:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
         body = door.relay(exchange, upstream, secret, is_messages)
@@ -12754,7 +12708,7 @@ class RelayBody:
 
     def is_ready(self) -> bool:
         """Whether the next piece, or the end, comes without waiting."""
-        return self._ended or bool(self._held)
+        return self._ended or self._held != b""
 
     def tokens_so_far(self) -> dict[str, int]:
         """For who watches from another thread: the output is a guess until the stream ends."""
@@ -12800,9 +12754,9 @@ class RelayBody:
         """The next bytes to go down; sets ``_ended`` where they are the last ones."""
         data = self._upstream.read(self._patience)
         self._read_bytes += len(data)
-        self._ended = not data or self._upstream.at_end
+        self._ended = ended = not data or self._upstream.at_end
         data = self._mask.feed(data)
-        return data + self._mask.close() if self._ended else data
+        return data + self._mask.close() if ended else data
 
     def _translated(self, chunk: bytes) -> bytes:
         """What goes down of the next bytes: the very same."""
@@ -12815,7 +12769,7 @@ class RelayBody:
     def _broken(self, error: UpstreamError) -> bytes:
         """What goes down where a stream of messages broke."""
         assert self._tracker is not None
-        return self._tracker.after_cut() + self._exchange.door.last_words(
+        return self._tracker.decoder.between_events() + self._exchange.door.last_words(
             self._exchange.door.refusal(error, self._exchange.id))
 
     def __iter__(self) -> Iterator[bytes]:
@@ -12899,7 +12853,7 @@ class ChatBody(RelayBody):
         tracker, chat = self._tracker, self._chat
         assert tracker is not None
         frames = []
-        for event in tracker.events(chunk):
+        for event in tracker.decoder.feed(chunk):
             tracker.look(event)
             # While the model thinks unseen nothing else keeps the client alive.
             is_ping = event.type == "ping" and not chat.complete

@@ -253,6 +253,8 @@ class BetweenEventsTest(unittest.TestCase):
         data = b"data: a\n\nevent: b\ndata: " + b"x" * 40 + b"\n\ndata: c\n\n"
         for at in range(len(data) + 1):
             self.assert_clean(data[:at], in_bytes(data[:at]), max_event_bytes=20)
+            for pieces in every_split(data[:at]):
+                self.assert_clean(data[:at], pieces, max_event_bytes=20)
 
     def test_is_empty_between_events(self):
         for data in (b"", b"data: x\n\n", b"data: x\r\n\r\n", b"data: x\r\r", b": c\n\n"):

@@ -1,5 +1,6 @@
 """Section 7: validation, what a stream tells on its way, the list of models."""
 
+import itertools
 import json
 import unittest
 
@@ -116,6 +117,25 @@ class StreamTrackerTest(unittest.TestCase):
                     tracker.feed(piece)
                 self.assertEqual(self.state(tracker), ((11, 9, 3, 4), "end_turn", "", True, True))
 
+    def test_events_are_counted_however_they_are_written(self):
+        """What is passed over in runs is counted as the decoder counts it."""
+        ping = b"event: ping\ndata: {}\n\n"
+        written = [ping, ping * 2500, b": comment\n\n", b"\n", b"event: ping\n\n", b"data: x\n\n",
+                   ping.replace(b"\n", b"\r\n"), b"id: 1\n" + ping, b"event: ping\ndata: a\ndata: b\n\n",
+                   b"event: ping\ndata: " + b"x" * 70000 + b"\n\n", self.encoded(self.BLOCK),
+                   b"event: ping\ndata: x\nevent: message_stop\n\n"]
+        for first, second in itertools.product(written, repeat=2):
+            data = ping + first + second + ping
+            at = len(ping + first) + len(second) // 2
+            for pieces in ([data], [ping, first, second, ping], [data[:at], data[at:]]):
+                tracker, events = gw.StreamTracker(), gw.SseDecoder().feed(data)
+                for piece in pieces:
+                    tracker.feed(piece)
+                types = [event.type for event in events]
+                self.assertEqual(
+                    (tracker.events_count, tracker.content_started, tracker.complete),
+                    (len(events), "content_block_start" in types, "message_stop" in types))
+
     def test_is_complete_with_a_stop_or_an_error_only(self):
         table = [
             ("nothing", [], False),
@@ -207,7 +227,7 @@ class StreamTrackerTest(unittest.TestCase):
             with self.subTest(at=at):
                 tracker = gw.StreamTracker()
                 tracker.feed(data[:at])
-                events = gw.SseDecoder().feed(data[:at] + tracker.after_cut() + error)
+                events = gw.SseDecoder().feed(data[:at] + tracker.decoder.between_events() + error)
                 self.assertEqual(events[-1].type, "error")
                 self.assertNotIn("message_stop", [event.type for event in events])
 
