@@ -1645,9 +1645,12 @@ def pairs_without(
     return [pair for pair in pairs if pair[0].lower() not in names]
 
 
+EVENT_STREAM = re.compile(r"\s*text/event-stream\s*(?:;.*)?", re.IGNORECASE | re.DOTALL)
+
+
 def is_event_stream(headers: Headers) -> bool:
     """Whether an answer is an event stream by its type."""
-    return headers.get("content-type").split(";")[0].strip().lower() == "text/event-stream"
+    return EVENT_STREAM.fullmatch(headers.get("content-type")) is not None
 
 
 class BetaRule(NamedTuple):
@@ -2069,7 +2072,7 @@ class SseDecoder:
             data = with_line_feeds(data, last == CR)
         if self.overflowed:
             return b""
-        crosses = data.startswith(b"\n") and self._fragments and (
+        crosses = self._fragments and data.startswith(b"\n") and (
             self._fragments[-1].endswith(b"\n"))
         if not crosses and data.find(b"\n\n") < 0:
             if data:
@@ -2081,7 +2084,8 @@ class SseDecoder:
         self.between = self._last != CR
         if self._at_start:
             self._at_start = False
-            data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+            if data.startswith(b"\xef\xbb\xbf"):
+                return data[3:]
         return data
 
     def events(self, text: bytes) -> list[SseEvent]:
@@ -12728,7 +12732,7 @@ class RelayBody:
         MAX_HELD_EVENTS the client has its head and pings; what is held stays held, and
         can be given up, until it has MAX_HELD_BYTES.
         """
-        tracker, heartbeat = self._tracker, self._exchange.heartbeat
+        tracker = self._tracker
         assert tracker is not None
         pieces, total = [], 0
         while True:
@@ -12740,9 +12744,9 @@ class RelayBody:
                     or total >= MAX_HELD_BYTES):
                 break
             if tracker.events_count >= MAX_HELD_EVENTS:
-                if heartbeat is None:
+                if self._exchange.heartbeat is None:
                     break
-                heartbeat.begin()
+                self._exchange.heartbeat.begin()
         self._held = b"".join(pieces)
         if tracker.content_started:
             return None
