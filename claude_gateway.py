@@ -1315,7 +1315,7 @@ class ChunkedBody:
         pieces += payloads
         rest = lines[count:]
         if rest == LAST_LINES:
-            self._end()
+            self.done, self._between = True, False
             return b""
         return b"\r\n".join(rest)
 
@@ -1379,12 +1379,8 @@ class ChunkedBody:
         if line:
             parse_header_line(line.decode("latin-1"))
             return True
-        self._end()
-        return False
-
-    def _end(self) -> None:
         self.done = True
-        self._between = False
+        return False
 
     # Functions and no methods, which would close a circle.
     _step: Callable[[ChunkedBody, list[bytes]], bool] = staticmethod(_size_line)
