@@ -915,10 +915,13 @@ class Outcome(NamedTuple):
 class Usage:
     """Token counts of one answer, as the upstream gave them; 0 where it gave none."""
 
-    input = 0
-    output = 0
-    cache_read = 0
-    cache_write = 0
+    __slots__ = ("input", "output", "cache_read", "cache_write")
+
+    def __init__(self) -> None:
+        self.input = 0
+        self.output = 0
+        self.cache_read = 0
+        self.cache_write = 0
 
     def update(self, usage: Any) -> None:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
@@ -1261,14 +1264,18 @@ class ChunkedBody:
     b'abc'
     """
 
-    done = False
+    # What is looked at for each event is the object's own: what stands in the class costs
+    # CPython a look at both.
     excess = b""
-    _pending = b""
     _at = 0
     _remaining = 0
     _trailer_bytes = 0
-    # Whether a size line comes next, and all that is pending begins with it.
-    _between = True
+
+    def __init__(self) -> None:
+        self.done = False
+        self._pending = b""
+        # Whether a size line comes next, and all that is pending begins with it.
+        self._between = True
 
     def feed(self, data: bytes) -> bytes:
         """The payload in ``data``, which may begin and end anywhere."""
@@ -2044,14 +2051,14 @@ class SseDecoder:
     """
 
     overflowed = False
-    # Whether bytes without a CR may be read as they are: an event begins with them.
-    between = False
     _at_start = True
     _fragments_bytes = 0
-    # The last byte that was fed, where it means something: it is CR, or an event is open.
-    _last = LF
 
     def __init__(self, max_event_bytes: int = MAX_SSE_EVENT_BYTES) -> None:
+        # Whether bytes without a CR may be read as they are: an event begins with them.
+        self.between = False
+        # The last byte that was fed, where it means something: it is CR, or an event is open.
+        self._last = LF
         self._max_event_bytes = max_event_bytes
         self._fragments: list[bytes] = []
 
@@ -2697,13 +2704,13 @@ class StreamTracker:
 
     stop_reason = ""
     error_type = ""
-    # The error event, as it came, and how many events have passed.
+    # The error event, as it came.
     error: Optional[dict] = None
-    events_count = 0
-    complete = False
-    content_started = False
 
     def __init__(self) -> None:
+        self.events_count = 0
+        self.complete = False
+        self.content_started = False
         self.usage = Usage()
         self.decoder = SseDecoder()
 
@@ -12687,24 +12694,21 @@ class RelayBody:
     breaks raises, so that the server can end the connection without a proper end.
     """
 
-    _held = b""
-    # How long to wait for the next bytes; None for as long as the settings say.
-    _patience: Optional[float] = None
-    _read_bytes = 0
-    _ended = False
     _error: Optional[UpstreamError] = None
-    _tracker: Optional[StreamTracker] = None
 
     def __init__(self, exchange: Exchange, upstream: UpstreamResponse, secret: str,
                  is_messages: bool) -> None:
         self._exchange = exchange
         self._upstream = upstream
         self._mask = KeyMask(secret)
+        self._held = b""
+        # How long to wait for the next bytes; None for as long as the settings say.
+        self._patience: Optional[float] = None
+        self._read_bytes = 0
+        self._ended = False
+        self._tracker = tracker = StreamTracker() if is_messages else None
         # What looks at bytes that go down.
-        self._observe: Callable[[bytes], Any] = bool
-        if is_messages:
-            self._tracker = StreamTracker()
-            self._observe = self._tracker.feed
+        self._observe: Callable[[bytes], Any] = bool if tracker is None else tracker.feed
 
     def is_ready(self) -> bool:
         """Whether the next piece, or the end, comes without waiting."""
@@ -13018,10 +13022,9 @@ class KeyMask:
     (b'a', b'****************', b'')
     """
 
-    _held = b""
-
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode("ascii")
+        self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """What may go down of the held bytes and these."""
