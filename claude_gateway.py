@@ -1390,7 +1390,7 @@ class ChunkedBody:
         return False
 
     # Functions and no methods, which would close a circle.
-    _step: Callable[[ChunkedBody, list[bytes]], bool] = staticmethod(_size_line)
+    _step: Callable[[Any, list[bytes]], bool] = staticmethod(_size_line)
 
 
 BodyDecoder = Union[NoBody, LengthBody, UntilCloseBody, ChunkedBody]
