@@ -3,6 +3,7 @@
 import itertools
 import json
 import unittest
+import unittest.mock
 
 import claude_gateway as gw
 from tests.support import every_split
@@ -135,6 +136,17 @@ class StreamTrackerTest(unittest.TestCase):
                 self.assertEqual(
                     (tracker.events_count, tracker.content_started, tracker.complete),
                     (len(events), "content_block_start" in types, "message_stop" in types))
+
+    def test_what_tells_nothing_is_not_parsed_behind_a_comment_either(self):
+        """It took 4 times as long from there to the end of the read, with ids 20 times."""
+        ping = b"event: ping\ndata: {}\n\n"
+        for odd in (b": comment\n\n", ping.replace(b"\n\n", b"\nid: 1\n\n")):
+            tracker = gw.StreamTracker()
+            with unittest.mock.patch.object(gw, "parse_event", wraps=gw.parse_event) as parse:
+                tracker.feed(ping + odd + (ping + odd) * 100)
+            comments = 101 if odd.startswith(b":") else 0
+            self.assertEqual(parse.call_count, comments)
+            self.assertEqual(tracker.events_count, 202 - comments)
 
     def test_is_complete_with_a_stop_or_an_error_only(self):
         table = [
