@@ -282,8 +282,6 @@ RATHER_WAIT_SECONDS = 1.0
 SLOT_LOOK_SECONDS = 0.05
 PROBE_LOOK_SECONDS = 0.25
 STICKY_SECONDS = 3600.0
-# How often it is noted that a conversation goes on.
-STICKY_STEP_SECONDS = 60.0
 # Conversations whose account is remembered: some 300 bytes each, two a conversation.
 MAX_CONVERSATIONS = 20000
 # Names of limits that one answer may tell; Anthropic has eight.
@@ -5964,10 +5962,10 @@ class Lease:
     """
 
     __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state",
-                 "is_probe", "bound_since")
+                 "is_probe")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState,
-                 is_probe: bool, bound_since: float) -> None:
+                 is_probe: bool) -> None:
         self.candidate = candidate
         # Members and no properties: they are asked for some twenty times a request.
         self.provider = candidate.provider
@@ -5978,7 +5976,6 @@ class Lease:
         self.state = state
         self.is_probe = is_probe
         # When it was noted last that the conversation's account is this one.
-        self.bound_since = bound_since
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
@@ -6098,8 +6095,7 @@ class AccountPool:
             if candidate.key == bound:
                 if bound in again_at or self._state_of[candidate].delay(candidate, now) != READY:
                     return None
-                return self._taken(candidate, strategy, now,
-                                   since if model == wanted.model else -math.inf)
+                return self._taken(candidate, strategy, now)
         return None
 
     def _best(self, ready: Sequence[Candidate], strategy: str) -> Candidate:
@@ -6122,8 +6118,7 @@ class AccountPool:
         # behind a heavier one, since its turn moves on with the others'.
         return turn, -candidate.weight
 
-    def _taken(self, candidate: Candidate, strategy: str, now: float,
-               bound_since: float = -math.inf) -> Lease:
+    def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
         state = self._state_of[candidate]
         self._leases_count += 1
         # Who has rested does not catch up: its turn is at least the others'.
@@ -6131,7 +6126,7 @@ class AccountPool:
             self._turn = state.turn
         # How far one request moves it back (stride scheduling).
         state.turn = self._turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
-        return Lease(candidate, now, state, state.start(candidate, now), bound_since)
+        return Lease(candidate, now, state, state.start(candidate, now))
 
     def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
@@ -6145,11 +6140,12 @@ class AccountPool:
     # -- conversations
 
     def _bind(self, wanted: Wanted, candidate: Candidate, now: float) -> None:
+        sticky, bound = self._sticky, (candidate.key, now)
         for name in ((wanted.session, wanted.model), (wanted.session, "")):
-            self._sticky[name] = (candidate.key, now)
-            self._sticky.move_to_end(name)
-        while len(self._sticky) > MAX_CONVERSATIONS:
-            self._sticky.popitem(last=False)
+            sticky[name] = bound
+            sticky.move_to_end(name)
+        while len(sticky) > MAX_CONVERSATIONS:
+            sticky.popitem(last=False)
 
     # -- what came of it
 
@@ -6163,7 +6159,7 @@ class AccountPool:
                 model = wanted.models.get(lease.provider.name, "")
                 self._unknown_models.pop((lease.provider.name, model), None)
             if wanted.paces:
-                if wanted.session and now - lease.bound_since >= STICKY_STEP_SECONDS:
+                if wanted.session:
                     self._bind(wanted, lease.candidate, now)
                 if lease.state.troubled:
                     self._proved(lease, whole, now)

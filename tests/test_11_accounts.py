@@ -648,18 +648,12 @@ class StickyTest(PoolTestCase):
         self.clock.advance(3600)
         self.assertNotEqual(self.ask("s"), own)
 
-    def test_its_use_is_noted_once_a_minute(self):
-        own = self.ask("s")
-        self.clock.advance(gw.STICKY_STEP_SECONDS - 1)
-        self.assertEqual(self.ask("s"), own)
-        self.clock.advance(gw.STICKY_SECONDS - gw.STICKY_STEP_SECONDS)
-        self.assertEqual(self.ask("s"), own)
-        self.clock.advance(gw.STICKY_SECONDS - 1)
-        self.assertEqual(self.ask("s"), own)
-        self.clock.advance(1)
-        self.ask("s")  # not noted
-        self.clock.advance(gw.STICKY_SECONDS - 1)
-        self.assertNotEqual(self.ask("s"), own)
+    def test_two_models_on_two_accounts_take_turns(self):
+        """A third model goes where the conversation went last."""
+        row = provider("p", {"name": "a", "models": ["x", "z"]}, {"name": "b", "models": ["y", "z"]})
+        names = [self.serve(self.wanted(row, session="s", model=model), seconds=5)
+                 for model in ("x", "y", "x", "z")]
+        self.assertEqual(names, ["p/a", "p/b", "p/a", "p/a"])
 
     def test_a_new_model_is_noted_at_once(self):
         own = self.ask("s", "opus")
