@@ -741,9 +741,7 @@ class Headers:
 
     def line(self, name: str) -> str:
         """All values of a header as one list; "" without it."""
-        if not self._differ:
-            return ",".join(self.all(name))
-        return self.pairs[self._places[name]][1] if name in self._places else ""
+        return self.get(name) if self._differ else ",".join(self.all(name))
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
@@ -2054,7 +2052,7 @@ class SseDecoder:
 
     def __init__(self, max_event_bytes: int = MAX_SSE_EVENT_BYTES) -> None:
         # Whether bytes without a CR may be read as they are: an event begins with them.
-        self.between = False
+        self._between = False
         # The last byte that was fed, where it means something: it is CR, or an event is open.
         self._last = LF
         self._max_event_bytes = max_event_bytes
@@ -2062,12 +2060,12 @@ class SseDecoder:
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that ``data`` completes."""
-        return self.events(data if self.between and CR not in data else self.text(data))
+        return self.events(self.text(data))
 
     def text(self, data: bytes) -> bytes:
         """What ``data`` completes, from where an event begins and with LF alone, or b""."""
-        if not data:
-            return b""
+        if not data or self._between and CR not in data:
+            return data
         last, self._last = self._last, data[-1]
         if last == CR or CR in data:
             data = with_line_feeds(data, last == CR)
@@ -2082,7 +2080,7 @@ class SseDecoder:
         if self._fragments:
             data = b"".join([*self._fragments, data])
             self._fragments, self._fragments_bytes = [], 0
-        self.between = self._last != CR
+        self._between = self._last != CR
         if self._at_start:
             self._at_start = False
             if data.startswith(b"\xef\xbb\xbf"):
@@ -2120,7 +2118,7 @@ class SseDecoder:
         return (b"" if self._last == LF else b"\n") + b"event: ping\n\n"
 
     def _keep(self, fragment: bytes) -> None:
-        self.between = False
+        self._between = False
         if self._last != CR:
             self._last = fragment[-1]
         self._fragments.append(fragment)
@@ -2728,8 +2726,7 @@ class StreamTracker:
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
         decoder = self.decoder
-        if CR in data or not decoder.between:
-            data = decoder.text(data)
+        data = decoder.text(data)
         at, size = 0, len(data)
         while at < size:
             found = PLAIN_EVENTS(data, at)
@@ -3658,29 +3655,25 @@ def marks_of_clean_content(blocks: list, role: str, open_calls: set[str], thinki
     marks, is_front = 0, role == "user"
     for block in blocks:
         kind = block["type"]
-        if kind == "text":
+        if kind == "tool_result" and role == "user":
+            if not is_front:
+                raise LookupError("a result behind other blocks")
+            open_calls.remove(block["tool_use_id"])
+        else:
             is_front = False
+        if kind == "text":
             if not block["text"] or block["text"].isspace():
                 raise LookupError("blank text")
         elif kind == "tool_use":
-            is_front = False
             if role == "assistant":
                 open_calls.add(block["id"])
         elif kind in RESULT_TYPES:
-            if kind == "tool_result" and role == "user":
-                if not is_front:
-                    raise LookupError("a result behind other blocks")
-                open_calls.remove(block["tool_use_id"])
-            else:
-                is_front = False
             if isinstance(block.get("content"), list):
                 marks += marks_of_clean_blocks(block["content"])
-        else:
-            is_front = False
-            if kind in THINKING_TYPES and (
-                    "cache_control" in block or thinking == "drop" or thinking == "unsigned"
-                    and kind == "thinking" and not block.get("signature")):
-                raise LookupError("thinking")
+        elif kind in THINKING_TYPES and (
+                "cache_control" in block or thinking == "drop"
+                or thinking == "unsigned" and kind == "thinking" and not block.get("signature")):
+            raise LookupError("thinking")
         if "cache_control" in block:
             marks += 1
     if open_calls and role == "user":
@@ -5961,8 +5954,7 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state",
-                 "is_probe")
+    __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state", "is_probe")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState,
                  is_probe: bool) -> None:
@@ -5975,7 +5967,6 @@ class Lease:
         self.began = began
         self.state = state
         self.is_probe = is_probe
-        # When it was noted last that the conversation's account is this one.
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
@@ -6893,7 +6884,7 @@ class Metrics:
 
     def _fold(self) -> None:
         """Add up what has ended since the last time, for one thread at a time."""
-        by_kind: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        by_kind: dict[Any, list[tuple[Any, ...]]] = {}
         for _ in range(len(self._uncounted)):
             now, record = self._uncounted.popleft()
             key = (now // 60, tuple(map(CASE_OF, record.attempts))) + KIND_OF(record)
@@ -6902,13 +6893,13 @@ class Metrics:
                 # What failed before a model was known is not the model's.
                 if kind.cases and not kind.failed and kind.model not in self._models:
                     self._add_all(by_kind)
-                by_kind[key] = []
+                by_kind[kind] = []  # which is found by the bare tuple, too
             by_kind[key].append(FIGURES_OF(record))
         self._add_all(by_kind)
 
-    def _add_all(self, by_kind: dict[tuple[Any, ...], list[tuple[Any, ...]]]) -> None:
-        for key, figures in by_kind.items():
-            self._add(Kind(*key), figures)
+    def _add_all(self, by_kind: dict[Any, list[tuple[Any, ...]]]) -> None:
+        for kind, figures in by_kind.items():
+            self._add(kind, figures)
         by_kind.clear()
 
     def _add(self, kind: Kind, figures: Sequence[tuple[Any, ...]]) -> None:
@@ -7727,15 +7718,19 @@ class PoolingHandler(urllib.request.BaseHandler):
     def _exchange(self, call: UpstreamCall, wire: Wire) -> UpstreamResponse:
         """Send, and read the response head.  Raises StaleConnection on a reused wire."""
         wire.attach(call.watch)
-        self._active.add(wire)
+        self._begin(wire)
         try:
-            if self._cancelled:
-                wire.cancelled = True
             head, rest = self._send_and_read_head(call, wire.destination, wire)
             return UpstreamResponse(call, head, rest, wire, self._done)
         except BaseException:
             self._done(wire, False)
             raise
+
+    def _begin(self, wire: Wire) -> None:
+        """From now on ``cancel_all`` ends what this wire waits for."""
+        self._active.add(wire)
+        if self._cancelled:
+            wire.cancelled = True
 
     def _done(self, wire: Wire, keep: bool) -> None:
         self._active.discard(wire)
@@ -7809,10 +7804,8 @@ class PoolingHandler(urllib.request.BaseHandler):
             raise UpstreamUnreached("upstream connection failed: %s%s"
                                     % (whose, connect_reason(error, near.host))) from error
         wire.destination = destination
-        self._active.add(wire)
+        self._begin(wire)
         try:
-            if self._cancelled:
-                wire.cancelled = True
             if destination.scheme == "https":
                 if destination.proxy is not None:
                     self._tunnel(wire, destination, deadline)
@@ -11908,15 +11901,20 @@ class Engine:
 
     def _needed_body(self, exchange: Exchange) -> bytes:
         """The body of a request that must have one, from a key that may make it now."""
-        if exchange.admission.limited_key is not None:
-            self._check_rate(exchange.admission.limited_key)
+        self._check_rate(exchange.admission.limited_key)
         if not exchange.admission.has_body:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
+        return self._body(exchange)
+
+    @staticmethod
+    def _body(exchange: Exchange) -> bytes:
         body = exchange.request.read_body()
         exchange.record.bytes_in = len(body)
         return body
 
-    def _check_rate(self, key: ClientKey) -> None:
+    def _check_rate(self, key: Optional[ClientKey]) -> None:
+        if key is None:
+            return
         seconds = self._rates.admit(key)
         if seconds > 0:
             raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
@@ -12228,13 +12226,11 @@ class Engine:
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
-        if exchange.admission.limited_key is not None:
-            self._check_rate(exchange.admission.limited_key)
+        self._check_rate(exchange.admission.limited_key)
         routed = exchange.served.routed("", "passage")
         if not routed.providers:
             raise NoUsableAccount("no provider is enabled that could take this path")
-        body: Optional[bytes] = exchange.request.read_body()
-        exchange.record.bytes_in = len(body or b"")
+        body: Optional[bytes] = self._body(exchange)
         if not body and not exchange.admission.has_body:
             body = None
         return self._attempts(exchange, Plan(
@@ -12370,17 +12366,12 @@ class Engine:
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
-        provider, secret = lease.provider, lease.secret
+        provider = lease.provider
         if exchange.readings:
             exchange.turn_to(provider)
         sent = exchange.plan.bodies[provider.name]
         body = sent.body
-        # Looked up as a rule: only a body's length and what a body asks of the head differ
-        # from one request of a client to its next.
-        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
-                exchange.door.betas, sent.drop_betas, body is None)
-        target, before, after = exchange.served.upstream_heads.get(kind) or self._upstream_head(
-            exchange, lease, sent, kind)
+        target, before, after = self._upstream_head(exchange, lease, sent)
         call = UpstreamCall(
             exchange.request.method, provider, target,
             before if body is None else b"%b%d%b" % (before, len(body), after),
@@ -12392,12 +12383,19 @@ class Engine:
             exchange.may_resend = call.may_resend
 
     @staticmethod
-    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared,
-                       kind: tuple[Any, ...]) -> UpstreamHead:
-        """The head for a call that is the first of its kind."""
+    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
+        """The head for a call, looked up as a rule: only a body's length and what a body
+        asks of the head differ from one request of a client to its next."""
+        known, secret = exchange.served.upstream_heads, lease.secret
+        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
+                exchange.door.betas, sent.drop_betas, sent.body is None)
+        try:
+            return known[kind]
+        except KeyError:
+            pass  # the first of its kind; outside, or faults would carry the key in their context
         found = upstream_head(exchange, lease, sent)
         if exchange.request.kind is not None:
-            remember(exchange.served.upstream_heads, kind, found, HEADS_KEPT)
+            remember(known, kind, found, HEADS_KEPT)
         return found
 
     def _received(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse) -> Result:
