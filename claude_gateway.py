@@ -770,13 +770,13 @@ class Watch:
         """Whether the client has left, looked up without waiting."""
         return False
 
-    def beat(self) -> float:
-        """Do what is due while one waits; the seconds until something is due again."""
-        return math.inf
+    # Does what is due while one waits, and gives the seconds until something is due again;
+    # None where nothing ever is.
+    beat: Optional[Callable[[], float]] = None
 
-    def rest(self, wait: Callable[..., Any], *arguments: Any) -> Any:
+    def rest(self, wait: Callable[[Any], Any], argument: Any) -> Any:
         """What a call gives that only waits: others may work meanwhile."""
-        return wait(*arguments)
+        return wait(argument)
 
 
 class HttpRequest:
@@ -1275,15 +1275,16 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> bytes:
         """The payload in ``data``, which may begin and end anywhere."""
-        if self._pending:
-            data, self._pending = self._pending + data, b""
-        pieces: list[bytes] = []
-        if self._between:
+        if self._between and not self._pending:
             # As a rule a read of an event stream is a chunk (0.3 us instead of 5 in steps).
             size, _, rest = data.partition(b"\r\n")
             payload = rest[:-2]
             if payload and size == PLAIN_CHUNK_SIZE(len(payload)) and rest.endswith(b"\r\n"):
                 return payload
+        pieces: list[bytes] = []
+        if self._pending:
+            data, self._pending = self._pending + data, b""
+        if self._between:
             data = self._whole_chunks(data, pieces)
         if data:
             self._pending, self._at = data, 0
@@ -7266,7 +7267,7 @@ class Wire:
         self.reused = self.cancelled = self.is_tls = False
         self.idle_since = 0.0
         self._half_sent = False
-        self._unread = b""
+        self.unread = b""
         self._monotonic = monotonic
         self._descriptor = sock.fileno()
         # What a poll gives where our bytes have come, and nothing of the client.
@@ -7281,37 +7282,44 @@ class Wire:
         if watched == self._watched:
             return  # as a rule: a client and its connection find each other again
         self._watched, self._armed_for = watched, POLL_READ
-        self._poller = new_poller()
-        self._poller.register(self._descriptor, POLL_READ)
+        self._poller = poller = new_poller()
+        self._poll = poller.poll
+        poller.register(self._descriptor, POLL_READ)
         if watched >= 0:
-            self._poller.register(watched, POLL_READ | POLL_LEFT)
+            poller.register(watched, POLL_READ | POLL_LEFT)
 
     def wait(self, events: int, seconds: float) -> bool:
         """Whether one of ``events`` came within ``seconds``.  Raises ClientGone."""
-        watch, poller = self.watch, self._poller
+        watch = self.watch
         if events != self._armed_for:
-            poller.modify(self._descriptor, events)
+            self._poller.modify(self._descriptor, events)
             self._armed_for = events
-        remaining, deadline = seconds, self._monotonic() + seconds
+        deadline = self._monotonic() + seconds
         while True:
-            pause = min(remaining, watch.beat())
-            ready = watch.rest(poller.poll, pause * 1000 if pause > 0 else 0)
+            beat = watch.beat
+            pause = seconds if beat is None else min(seconds, beat())
+            ready = watch.rest(self._poll, pause * 1000 if pause > 0 else 0)
             if ready == self._usual:
                 return True
-            remaining = deadline - self._monotonic()
-            found = False
-            for descriptor, flags in ready:
-                if descriptor == self._descriptor:
-                    found = True
-                elif flags & POLL_OVER or watch.gone():
-                    raise ClientGone()
-                else:
-                    # Bytes of a next request: readable for good, so that only a
-                    # hang-up can still be seen.
-                    poller.modify(descriptor, POLL_LEFT)
-                    self._watched = None
-            if found or remaining <= 0:
+            seconds = deadline - self._monotonic()
+            found = self._is_among(ready)
+            if found or seconds <= 0:
                 return found
+
+    def _is_among(self, ready: Iterable[tuple[int, int]]) -> bool:
+        """Whether our bytes are what a poll tells of.  Raises ClientGone."""
+        found = False
+        for descriptor, flags in ready:
+            if descriptor == self._descriptor:
+                found = True
+            elif flags & POLL_OVER or self.watch.gone():
+                raise ClientGone()
+            else:
+                # Bytes of a next request: readable for good, so that only a
+                # hang-up can still be seen.
+                self._poller.modify(descriptor, POLL_LEFT)
+                self._watched = None
+        return found
 
     def send(self, data: bytes, seconds: float) -> bool:
         """Send all; ``seconds`` bound each stop.  False when an answer came before the end.
@@ -7343,18 +7351,18 @@ class Wire:
             return False
         if not data:
             raise ConnectionResetError("closed while the request was being sent")
-        self._unread += data
+        self.unread += data
         # What could never be a head is for its reader to refuse, too: it would fill the memory.
-        return (len(self._unread) > MAX_RESPONSE_HEAD_BYTES
-                or begins_final_answer(self._unread))
+        return (len(self.unread) > MAX_RESPONSE_HEAD_BYTES
+                or begins_final_answer(self.unread))
 
     def receive(self, seconds: float) -> bytes:
         """What there is, or comes within ``seconds``; b"" at the end of the connection.
 
         Raises OSError (TimeoutError for silence), ClientGone.
         """
-        if self._unread:
-            data, self._unread = self._unread, b""
+        if self.unread:
+            data, self.unread = self.unread, b""
             return data
         if not self.is_tls:
             if not self.wait(POLL_READ, seconds):
@@ -7455,7 +7463,9 @@ class Pauses:
             remaining = deadline - self._monotonic()
             if remaining <= 0:
                 return
-            ready = watch.rest(poller.poll, min(remaining, watch.beat()) * 1000)
+            beat = watch.beat
+            pause = remaining if beat is None else min(remaining, beat())
+            ready = watch.rest(poller.poll, pause * 1000)
             for descriptor, flags in ready:
                 if descriptor == own:
                     raise ShuttingDown("the gateway is shutting down")
@@ -7543,14 +7553,14 @@ class UpstreamResponse:
     """
 
     decoded, readable = False, True
-    _inflater: Optional[Inflater] = None
+    # Whether all of the body has been read: the next ``read`` can only tell so.
+    at_end = False
     _told_length: Optional[int] = None
 
     def __init__(
         self,
         call: UpstreamCall,
         head: StatusHead,
-        rest: bytes,
         wire: Wire,
         release: Callable[[Wire, bool], None],
     ) -> None:
@@ -7560,20 +7570,11 @@ class UpstreamResponse:
         if call.verb == "HEAD":
             self._told_length = told_length(headers)
         self._keep = not wants_close(head.version, headers)
-        self._rest = rest
         self._idle_seconds = call.timeouts.idle_seconds
         self._wire: Optional[Wire] = wire
         self._release = release
         if "content-encoding" in headers:
-            coding = headers.get("content-encoding").lower()
-            self.decoded = coding in Inflater.CODINGS
-            self.readable = self.decoded or coding == "identity"
-            self._inflater = Inflater(coding) if self.decoded else None
-
-    @property
-    def at_end(self) -> bool:
-        """Whether all of the body has been read: the next ``read`` can only tell so."""
-        return self._body.done and self._inflater is None
+            self.readable = headers.get("content-encoding").lower() == "identity"
 
     @property
     def length(self) -> Optional[int]:
@@ -7588,49 +7589,28 @@ class UpstreamResponse:
         ``seconds`` bound the wait for them (``timeouts.idle_seconds``).  Raises
         UpstreamBroke, UpstreamStalled, ShuttingDown, ClientGone.
         """
-        body, inflater = self._body, self._inflater
-        if seconds is None:
-            seconds = self._idle_seconds
-        while True:
-            if inflater is not None and inflater.waiting:
-                payload = self._inflate(b"")
-            elif body.done:
-                self.close()
-                self._check_inflated()
-                return b""
-            else:
-                assert self._wire is not None, "read after close"
-                try:
-                    data, self._rest = self._rest or self._wire.receive(seconds), b""
-                    payload = body.feed(data) if data else self._cut()
-                except (OSError, EOFError, ValueError) as error:
-                    raise self._broken(error) from error
-                if body.done:
-                    self.close()
-                if inflater is not None and payload:
-                    payload = self._inflate(payload)
+        body = self._body
+        while not body.done:
+            assert self._wire is not None, "read after close"
+            try:
+                data = self._wire.receive(self._idle_seconds if seconds is None else seconds)
+                payload = body.feed(data) if data else self._cut()
+            except (OSError, EOFError, ValueError) as error:
+                raise self._broken(error) from error
             if payload:
+                if body.done:
+                    self.at_end = True
+                    self.close()
                 return payload
+        self.at_end = True
+        self.close()
+        return b""
 
     def _cut(self) -> bytes:
         """What the end of the connection gives.  Raises EOFError where more was due."""
         self._body.feed_eof()
         self._keep = False
         return b""
-
-    def _inflate(self, data: bytes) -> bytes:
-        assert self._inflater is not None
-        try:
-            return self._inflater.feed(data)
-        except ValueError as error:
-            raise UpstreamBroke("upstream broke off: %s" % error) from error
-
-    def _check_inflated(self) -> None:
-        if self._inflater is not None and not isinstance(self._body, NoBody):
-            try:
-                self._inflater.feed_eof()
-            except EOFError as error:
-                raise UpstreamBroke("upstream broke off: %s" % error) from error
 
     def _broken(self, error: Exception) -> UpstreamError:
         if self._wire is not None and self._wire.cancelled:
@@ -7643,8 +7623,36 @@ class UpstreamResponse:
         """Give the connection back or close it; later calls do nothing."""
         wire, self._wire = self._wire, None
         if wire is not None:
-            whole = self._body.done and not self._body.excess and not self._rest
+            whole = self._body.done and not self._body.excess and not wire.unread
             self._release(wire, whole and self._keep)
+
+
+class InflatedResponse(UpstreamResponse):
+    """One whose body came compressed, and is read as what it was."""
+
+    decoded = True
+
+    def __init__(self, call: UpstreamCall, head: StatusHead, wire: Wire,
+                 release: Callable[[Wire, bool], None]) -> None:
+        super().__init__(call, head, wire, release)
+        self._inflater = Inflater(head.headers.get("content-encoding").lower())
+        self.readable = True
+
+    def read(self, seconds: Optional[float] = None) -> bytes:
+        """The next bytes, in bounded steps (UpstreamResponse.read)."""
+        inflater, payload = self._inflater, b""
+        try:
+            while not payload:
+                data = b"" if inflater.waiting else super().read(seconds)
+                if not data and not inflater.waiting:
+                    if not isinstance(self._body, NoBody):
+                        inflater.feed_eof()
+                    return b""
+                payload = inflater.feed(data)
+        except (EOFError, ValueError) as error:
+            raise UpstreamBroke("upstream broke off: %s" % error) from error
+        self.at_end = False  # for what waits in the inflater, and its end
+        return payload
 
 
 class StaleConnection(Exception):
@@ -7720,8 +7728,10 @@ class PoolingHandler(urllib.request.BaseHandler):
         wire.attach(call.watch)
         self._begin(wire)
         try:
-            head, rest = self._send_and_read_head(call, wire.destination, wire)
-            return UpstreamResponse(call, head, rest, wire, self._done)
+            head, wire.unread = self._send_and_read_head(call, wire.destination, wire)
+            coding = head.headers.get("content-encoding").lower()
+            kind = InflatedResponse if coding in Inflater.CODINGS else UpstreamResponse
+            return kind(call, head, wire, self._done)
         except BaseException:
             self._done(wire, False)
             raise
@@ -7827,7 +7837,7 @@ class PoolingHandler(urllib.request.BaseHandler):
 
     def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
         """The first address that answers; each gets its share of what time is left."""
-        addresses = watch.rest(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
+        addresses = watch.rest(partial(socket.getaddrinfo, host, port, 0), socket.SOCK_STREAM)
         failure: OSError = OSError("no address")
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             share = (deadline - self._monotonic()) / (len(addresses) - index)
@@ -12692,7 +12702,7 @@ class Heartbeat(Watch):
 
     def stop(self) -> None:
         """The answer itself goes on from here: no clock is looked at for each event."""
-        self.beat = self._peer.beat
+        self.beat = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class RelayBody:
@@ -12712,15 +12722,13 @@ class RelayBody:
         self._held = b""
         # How long to wait for the next bytes; None for as long as the settings say.
         self._patience: Optional[float] = None
-        self._read_bytes = 0
-        self._ended = False
         self._tracker = tracker = StreamTracker() if is_messages else None
         # What looks at bytes that go down.
         self._observe: Callable[[bytes], Any] = bool if tracker is None else tracker.feed
 
     def is_ready(self) -> bool:
         """Whether the next piece, or the end, comes without waiting."""
-        return self._ended or self._held != b""
+        return self._upstream.at_end or self._held != b""
 
     def tokens_so_far(self) -> dict[str, int]:
         """For who watches from another thread: the output is a guess until the stream ends."""
@@ -12730,8 +12738,11 @@ class RelayBody:
         told = token_counts(tracker.usage)
         if not tracker.stop_reason:
             told["output_tokens"] = max(told["output_tokens"], guessed_output_tokens(
-                self._read_bytes, tracker.events_count))
+                self._read_bytes(), tracker.events_count))
         return told
+
+    def _read_bytes(self) -> int:
+        return self._exchange.record.bytes_out
 
     def hold(self) -> Optional[dict]:
         """Read up to the first content, under bounds; gives an error event that comes before.
@@ -12745,10 +12756,10 @@ class RelayBody:
         pieces, total = [], 0
         while True:
             chunk = self._read()
-            pieces.append(self._translated(chunk))
+            pieces.append(chunk)
             self._observe(chunk)
             total += len(chunk)
-            if (tracker.content_started or tracker.complete or self._ended
+            if (tracker.content_started or tracker.complete or self._upstream.at_end
                     or total >= MAX_HELD_BYTES):
                 break
             if tracker.events_count >= MAX_HELD_EVENTS:
@@ -12758,21 +12769,14 @@ class RelayBody:
         self._held = b"".join(pieces)
         if tracker.content_started:
             return None
-        if self._ended:
+        if self._upstream.at_end:
             self._check_complete()
         return tracker.error
 
     def _read(self) -> bytes:
-        """The next bytes to go down; sets ``_ended`` where they are the last ones."""
-        data = self._upstream.read(self._patience)
-        self._read_bytes += len(data)
-        self._ended = ended = not data or self._upstream.at_end
-        data = self._mask.feed(data)
-        return data + self._mask.close() if ended else data
-
-    def _translated(self, chunk: bytes) -> bytes:
-        """What goes down of the next bytes: the very same."""
-        return chunk
+        """The next bytes to go down, or b"": the same that came, as a rule."""
+        data = self._mask.feed(self._upstream.read(self._patience))
+        return data + self._mask.close() if self._upstream.at_end else data
 
     def _ending(self) -> bytes:
         """What goes down after the end of a complete body."""
@@ -12785,23 +12789,22 @@ class RelayBody:
             self._exchange.door.refusal(error, self._exchange.id))
 
     def __iter__(self) -> Iterator[bytes]:
-        record, tracker = self._exchange.record, self._tracker
+        record, tracker, upstream = self._exchange.record, self._tracker, self._upstream
         try:
             if self._held:
                 piece, self._held = self._held, b""
                 record.bytes_out += len(piece)
                 yield piece
             chunk = b""
-            while not self._ended:
+            while not upstream.at_end:
                 # Looked at after it went down: the client waits for nothing of it.
                 self._observe(chunk)
                 chunk = self._read()
-                piece = self._translated(chunk)
-                if self._ended:
+                if upstream.at_end:
                     self._observe(chunk)  # it waits for the end, to go down with it
-                if piece:
-                    record.bytes_out += len(piece)
-                    yield piece
+                if chunk:
+                    record.bytes_out += len(chunk)
+                    yield chunk
             self._check_complete()
             piece = self._ending()
         except UpstreamError as error:
@@ -12855,6 +12858,15 @@ class ChatBody(RelayBody):
         self._observe = bool  # it was looked at when it was translated
         self._chat = chat
         self._remember = remember
+        self._came_bytes = 0
+
+    def _read_bytes(self) -> int:
+        return self._came_bytes
+
+    def _read(self) -> bytes:
+        data = super()._read()
+        self._came_bytes += len(data)
+        return self._translated(data)
 
     def _translated(self, chunk: bytes) -> bytes:
         """The frames for the events in the next bytes.
@@ -13218,13 +13230,13 @@ class ClientConnection(Watch):
             raise socket.timeout("silence")
         return self._sock.recv(READ_BYTES)
 
-    def rest(self, wait: Callable[..., Any], *arguments: Any) -> Any:
+    def rest(self, wait: Callable[[Any], Any], argument: Any) -> Any:
         """What a call gives that only waits: it is another one's turn meanwhile."""
         if self._has_turn:
             self._has_turn = False
             self._turns.end()
         try:
-            return wait(*arguments)
+            return wait(argument)
         finally:
             self._has_turn = self._turns.take()
 
