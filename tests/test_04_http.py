@@ -637,7 +637,8 @@ class RequestFramingTest(unittest.TestCase):
 class ResponseFramingTest(unittest.TestCase):
 
     def decoder(self, *pairs, method="POST", status=200, version=1):
-        return gw.response_body_decoder(method, gw.StatusHead(version, status, gw.Headers(pairs)))
+        head = gw.StatusHead(version, status, gw.Headers(pairs))
+        return gw.response_body(gw.framing_of(method, head), head.headers)
 
     def test_plan(self):
         length, chunked = ("Content-Length", "5"), ("Transfer-Encoding", "chunked")
