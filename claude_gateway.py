@@ -7258,14 +7258,43 @@ UNKNOWN_CA_HELP = ("; if a proxy of yours signs it, name the file of its CA in S
                    "or as ca_file of the provider")
 
 
-class Destination(NamedTuple):
-    """Where connections go, and so what may share one: the key of the pool."""
+class Destination:
+    """Where connections go, and so what may share one; ``idle`` are those that wait there."""
 
-    scheme: str
-    host: str
-    port: int
-    proxy: Optional[ProxyAddress]
-    ca_file: Optional[str]
+    __slots__ = ("scheme", "host", "port", "proxy", "ca_file", "idle")
+
+    def __init__(self, scheme: str, host: str, port: int, proxy: Optional[ProxyAddress],
+                 ca_file: Optional[str]) -> None:
+        self.scheme = scheme
+        self.host = host
+        self.port = port
+        self.proxy = proxy
+        self.ca_file = ca_file
+        self.idle: list[Wire] = []
+
+
+class UpstreamHead:
+    """What calls have in common that differ in their bodies alone.
+
+    ``before`` and ``after`` are header lines around the length of the body, which is not
+    told where there are none after it.  ``destination`` is noted by the first such call.
+    """
+
+    __slots__ = ("method", "provider", "url", "before", "after", "destination")
+
+    def __init__(self, method: str, provider: Provider, target: str, before: bytes,
+                 after: bytes = b"") -> None:
+        self.method = method
+        self.provider = provider
+        self.url = provider.base_url.origin + target
+        self.before = request_line(method, target) + before
+        self.after = after
+        self.destination: Optional[Destination] = None
+
+
+def request_line(method: str, target: str) -> bytes:
+    """The first line of a request."""
+    return ("%s %s HTTP/1.1\r\n" % (method, target)).encode("latin-1", "replace")
 
 
 class UpstreamCall:
@@ -7284,33 +7313,18 @@ class UpstreamCall:
     # sending once more; the handler takes it back when it does.
     may_resend = True
 
-    def __init__(
-        self,
-        method: str,
-        provider: Provider,
-        target: str,
-        header_lines: bytes,
-        body: bytes,
-        timeouts: Timeouts,
-        watch: Watch = Watch(),
-    ) -> None:
-        self.type = provider.base_url.scheme
-        self.verb = method
-        self.provider = provider
-        self.target = target
-        self.header_lines = header_lines
-        self.body = body
+    def __init__(self, head: UpstreamHead, body: Optional[bytes], timeouts: Timeouts,
+                 watch: Watch = Watch()) -> None:
+        self.type = head.provider.base_url.scheme
+        self.full_url = head.url  # audit hooks are told it, and the method
+        self.head = head
+        self.body = body or b""
         self.timeouts = timeouts
         self.watch = watch
 
-    @property
-    def full_url(self) -> str:
-        """The URL, as audit hooks are told it."""
-        return self.provider.base_url.origin + self.target
-
     def get_method(self) -> str:
-        """The method, as audit hooks are told it."""
-        return self.verb
+        """The method."""
+        return self.head.method
 
 
 class Wire:
@@ -7552,14 +7566,18 @@ class ConnectionPool:
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._idle: dict[Destination, list[Wire]] = {}
+        self._destinations: dict[tuple[Any, ...], Destination] = {}
         self._closed = False
+
+    def destination(self, *parts: Any) -> Destination:
+        """The Destination of these parts: there is one."""
+        return self._destinations.setdefault(parts, Destination(*parts))
 
     def take(self, destination: Destination) -> Optional[Wire]:
         """A wire that seems alive, or None."""
         try:
             while True:
-                wire = self._idle[destination].pop()
+                wire = destination.idle.pop()
                 # However short it was idle: what came behind an answer would be taken for
                 # the next one's, which may be somebody else's.
                 if (self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
@@ -7567,18 +7585,18 @@ class ConnectionPool:
                     wire.reused = True
                     return wire
                 wire.close()
-        except LookupError:
+        except IndexError:
             return None
 
-    def give(self, destination: Destination, wire: Wire) -> None:
+    def give(self, wire: Wire) -> None:
         """Keep a wire whose last answer was read to its end; old ones make room."""
-        wire.idle_since = self._monotonic()
+        wire.idle_since = now = self._monotonic()
         wire.watch = NOBODY
-        idle = self._idle.setdefault(destination, [])
+        idle = wire.destination.idle
         idle.append(wire)
         # A lone one is this, or will be looked at when it is taken.
         if len(idle) > 1 or self._closed:
-            self._make_room(idle, wire.idle_since)
+            self._make_room(idle, now)
 
     def _make_room(self, idle: list[Wire], now: float) -> None:
         try:
@@ -7590,13 +7608,13 @@ class ConnectionPool:
 
     def count(self) -> int:
         """How many wires are idle."""
-        return sum(map(len, self._idle.copy().values()))
+        return sum(len(destination.idle) for destination in self._destinations.copy().values())
 
     def close(self) -> None:
         """Close all idle wires, and those that come back later."""
         self._closed = True
-        for idle in self._idle.copy().values():
-            self._make_room(idle, 0.0)
+        for destination in self._destinations.copy().values():
+            self._make_room(destination.idle, 0.0)
 
 
 class UpstreamResponse:
@@ -7622,7 +7640,7 @@ class UpstreamResponse:
     ) -> None:
         self.status = head.status
         self.headers = headers = head.headers
-        self.framing = framing = framing_of(call.verb, head)
+        self.framing = framing = framing_of(call.head.method, head)
         self._body = response_body(framing, headers)
         self._keep = not framing.closes
         self._rest = rest
@@ -7736,12 +7754,11 @@ class PoolingHandler(urllib.request.BaseHandler):
         self._lock = threading.Lock()
         self._active: set[Wire] = set()
         self._contexts: dict[Optional[str], ssl.SSLContext] = {}
-        self._destinations: dict[tuple[Any, ...], Destination] = {}
         self._cancelled = False
 
     def default_open(self, call: UpstreamCall) -> UpstreamResponse:
         """Called by the opener, first of all and for any URL: ours are http and https."""
-        destination = self._destination(call.provider)
+        destination = call.head.destination or self._destination(call.head)
         if self._cancelled:
             raise ShuttingDown("the gateway is shutting down")
         wire = self.pool.take(destination) if call.may_resend else None
@@ -7766,16 +7783,12 @@ class PoolingHandler(urllib.request.BaseHandler):
         """How many connections serve a call now."""
         return len(self._active)
 
-    def _destination(self, provider: Provider) -> Destination:
-        key = (provider.base_url, provider.proxy, provider.ca_file)
-        try:
-            return self._destinations[key]
-        except KeyError:
-            pass  # the first call there
-        base = provider.base_url
-        proxy = provider.proxy or self._choose_proxy(base)
-        found = Destination(base.scheme, base.host, base.port, proxy, provider.ca_file)
-        self._destinations[key] = found
+    def _destination(self, head: UpstreamHead) -> Destination:
+        """Where the calls with this head go."""
+        provider, base = head.provider, head.provider.base_url
+        head.destination = found = self.pool.destination(
+            base.scheme, base.host, base.port, provider.proxy or self._choose_proxy(base),
+            provider.ca_file)
         return found
 
     # -- one exchange on a connection
@@ -7801,7 +7814,7 @@ class PoolingHandler(urllib.request.BaseHandler):
         self._active.discard(wire)
         # Where an answer came early, the rest of our body is owed.
         if keep and not wire.cancelled and not wire.half_sent:
-            self.pool.give(wire.destination, wire)
+            self.pool.give(wire)
         else:
             wire.close()
 
@@ -7841,15 +7854,16 @@ class PoolingHandler(urllib.request.BaseHandler):
     @staticmethod
     def _request_pieces(call: UpstreamCall, destination: Destination) -> tuple[bytes, bytes]:
         """What is sent: all at once, or head and body, so that no large body is copied."""
-        target, lines = call.target, call.header_lines
+        head, body, before, after = call.head, call.body, call.head.before, call.head.after
+        length = b"%d" % len(body) if after else b""
         if destination.proxy is not None and destination.scheme == "http":
-            target = call.full_url
+            # It reads the whole URL, and who asks.
+            before = request_line(head.method, head.url) + before.partition(b"\r\n")[2]
             if destination.proxy.authorization is not None:
-                lines += header_lines([("Proxy-Authorization",
+                after += header_lines([("Proxy-Authorization",
                                         destination.proxy.authorization.reveal())])
-        start, body = "%s %s HTTP/1.1\r\n" % (call.verb, target), call.body
         first, rest = (body, b"") if len(body) <= READ_BYTES else (b"", body)
-        return b"%b%b\r\n%b" % (start.encode("latin-1", "replace"), lines, first), rest
+        return b"%b%b%b\r\n%b" % (before, length, after, first), rest
 
     # -- connecting
 
@@ -8443,8 +8457,8 @@ def grant_call(provider: Provider, grant: TokenGrant, form: str) -> UpstreamCall
     ]
     issuer = provider._replace(
         base_url=base, proxy=None if is_loopback(base.host) else provider.proxy)
-    call = UpstreamCall("POST", issuer, grant.token_url.target, header_lines(headers), body,
-                        ISSUER_TIMEOUTS)
+    head = UpstreamHead("POST", issuer, grant.token_url.target, header_lines(headers))
+    call = UpstreamCall(head, body, ISSUER_TIMEOUTS)
     call.may_resend = False
     return call
 
@@ -11611,11 +11625,6 @@ class Admission:
         self.limited_key = served.limited_keys.get(self.key)
 
 
-# What a provider is sent in front of a body: the target, and the header lines around the
-# body's length; all of them in the first where there is no body.
-UpstreamHead = Tuple[str, bytes, bytes]
-
-
 class Served:
     """What a configuration makes the engine serve; replaced as a whole by a reload."""
 
@@ -11815,10 +11824,11 @@ def upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamH
              if (name.lower() == "content-length" or not exchange.holds_key(value))
              and not name.lower().startswith(door.dropped_prefixes)]
     if sent.body is None:
-        return target, header_lines(pairs), b""
+        return UpstreamHead(request.method, provider, target, header_lines(pairs))
     at = [name.lower() for name, _ in pairs].index("content-length")
     before = b"%b%b: " % (header_lines(pairs[:at]), pairs[at][0].encode("ascii"))
-    return target, before, b"\r\n" + header_lines(pairs[at + 1:])
+    return UpstreamHead(request.method, provider, target, before,
+                        b"\r\n" + header_lines(pairs[at + 1:]))
 
 
 class Failure(NamedTuple):
@@ -12435,12 +12445,8 @@ class Engine:
         if exchange.readings:
             exchange.turn_to(provider)
         sent = exchange.plan.bodies[provider.name]
-        body = sent.body
-        target, before, after = self._upstream_head(exchange, lease, sent)
-        call = UpstreamCall(
-            exchange.request.method, provider, target,
-            before if body is None else b"%b%d%b" % (before, len(body), after),
-            body or b"", exchange.served.config.timeouts, exchange.watch)
+        call = UpstreamCall(self._upstream_head(exchange, lease, sent), sent.body,
+                            exchange.served.config.timeouts, exchange.watch)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)
@@ -16167,7 +16173,7 @@ class Doctor:
             connect_seconds=DOCTOR_SECONDS, first_byte_seconds=DOCTOR_SECONDS)
         began = self._wall_clock()
         upstream = self._transport.send(UpstreamCall(
-            method, provider, base.prefix + path, header_lines(headers), body, timeouts))
+            UpstreamHead(method, provider, base.prefix + path, header_lines(headers)), body, timeouts))
         try:
             self._compare_clock(upstream.headers, (began + self._wall_clock()) / 2)
             data = read_at_most(upstream, MAX_ERROR_BODY_BYTES, DOCTOR_SECONDS)
