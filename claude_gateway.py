@@ -1138,7 +1138,7 @@ def parse_response_head(data: bytes) -> StatusHead:
 
 def parse_response_lines(lines: Sequence[str], head_bytes: int) -> StatusHead:
     """The lines of a response head.  Raises UpstreamMalformed."""
-    version, status = parse_status_line(lines[0])
+    version, status = known_status_line(lines[0])
     if len(lines) - 1 > MAX_RESPONSE_HEADERS_COUNT:
         raise UpstreamMalformed("upstream sent more than %d headers" % MAX_RESPONSE_HEADERS_COUNT)
     try:
@@ -1148,13 +1148,15 @@ def parse_response_lines(lines: Sequence[str], head_bytes: int) -> StatusHead:
     return StatusHead(version, status, Headers(pairs, head_bytes))
 
 
-@lru_cache(maxsize=4)  # a line may be long
 def parse_status_line(line: str) -> tuple[int, int]:
     """The minor version and the status.  Raises UpstreamMalformed."""
     match = STATUS_LINE.fullmatch(line)
     if match is None:
         raise UpstreamMalformed("upstream sent something that is not HTTP")
     return int(match.group(1)), int(match.group(2))
+
+
+known_status_line = Known(parse_status_line, 4).__getitem__  # one may be long
 
 
 def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
@@ -1470,12 +1472,11 @@ def told_length(headers: Headers) -> Optional[int]:
 
 def wants_close(version: int, headers: Headers) -> bool:
     """Whether the sender of this head ends the connection after its message."""
-    options = known_members(headers.line("connection"))
+    options = list_members(headers.line("connection"))
     return "close" in options if version else "keep-alive" not in options
 
 
-@lru_cache(maxsize=4)  # "keep-alive", "chunked" and none, as a rule; what else comes may be long
-def known_members(text: str) -> tuple[str, ...]:
+def list_members(text: str) -> tuple[str, ...]:
     """The members of a list, in lower case."""
     return tuple(filter(None, map(str.strip, text.lower().split(","))))
 
@@ -1540,7 +1541,7 @@ def named_by_connection(connection: str) -> frozenset[str]:
 
     Less those that are so anyway: "keep-alive" is in most answers, and nothing is left.
     """
-    return frozenset(known_members(connection)) - HOP_BY_HOP
+    return frozenset(list_members(connection)) - HOP_BY_HOP
 
 
 def upstream_headers(
@@ -1675,7 +1676,7 @@ class Framing:
 
     def __init__(self, is_head: bool, version: int, status: int, *pairs: tuple[str, str]) -> None:
         headers = Headers(pairs)
-        codings = known_members(headers.line("transfer-encoding"))
+        codings = list_members(headers.line("transfer-encoding"))
         self.body: Optional[Callable[[], BodyDecoder]] = ChunkedBody if codings else None
         if is_head or status in (204, 304):
             self.body = NoBody
@@ -7341,7 +7342,8 @@ class Wire:
         sock.setblocking(False)
         self.sock = sock
         self.reused = self.cancelled = self.is_tls = False
-        self.idle_since = 0.0
+        # When it became idle, or was taken to be used again.
+        self.since = 0.0
         self.half_sent = False
         self._unread = b""
         self._monotonic = monotonic
@@ -7577,12 +7579,11 @@ class ConnectionPool:
         """A wire that seems alive, or None."""
         try:
             while True:
-                wire = destination.idle.pop()
+                wire, now = destination.idle.pop(), self._monotonic()
                 # However short it was idle: what came behind an answer would be taken for
                 # the next one's, which may be somebody else's.
-                if (self._monotonic() - wire.idle_since < POOL_IDLE_SECONDS
-                        and wire.is_alive()):
-                    wire.reused = True
+                if now - wire.since < POOL_IDLE_SECONDS and wire.is_alive():
+                    wire.since, wire.reused = now, True
                     return wire
                 wire.close()
         except IndexError:
@@ -7590,7 +7591,7 @@ class ConnectionPool:
 
     def give(self, wire: Wire) -> None:
         """Keep a wire whose last answer was read to its end; old ones make room."""
-        wire.idle_since = now = self._monotonic()
+        wire.since = now = self._monotonic()
         wire.watch = NOBODY
         idle = wire.destination.idle
         idle.append(wire)
@@ -7601,7 +7602,7 @@ class ConnectionPool:
     def _make_room(self, idle: list[Wire], now: float) -> None:
         try:
             while (self._closed or len(idle) > POOL_IDLE_PER_ORIGIN
-                   or now - idle[0].idle_since >= POOL_IDLE_SECONDS):
+                   or now - idle[0].since >= POOL_IDLE_SECONDS):
                 idle.pop(0).close()
         except IndexError:
             pass  # others have taken the rest
@@ -7749,7 +7750,8 @@ class PoolingHandler(urllib.request.BaseHandler):
     ) -> None:
         self.pool = ConnectionPool(monotonic)
         self._monotonic = monotonic
-        self._choose_proxy = choose_proxy
+        # Once for each address: a system's own list of exceptions may ask the resolver.
+        self._choose_proxy = lru_cache(maxsize=MAX_CANDIDATES_KEPT)(choose_proxy)
         self._ca_files = tuple(ca_files)
         self._lock = threading.Lock()
         self._active: set[Wire] = set()
@@ -7797,12 +7799,40 @@ class PoolingHandler(urllib.request.BaseHandler):
         """Send, and read the response head.  Raises StaleConnection on a reused wire."""
         wire.attach(call.watch)
         self._begin(wire)
+        timeouts, broken = call.timeouts, None
         try:
-            head, rest = self._send_and_read_head(call, wire.destination, wire)
+            try:
+                first, rest = self._request_pieces(call, wire.destination)
+                if wire.send(first, timeouts.idle_seconds) and rest:
+                    wire.send(rest, timeouts.idle_seconds)
+            except OSError as error:
+                # An upstream that answers early and closes (413, 401) makes sending
+                # fail before its answer is read: look for the answer first.
+                broken = error
+            try:
+                head, rest = read_response_head(wire, timeouts.first_byte_seconds,
+                                                self._monotonic)
+            except UpstreamError as error:
+                self._refine(error, wire, broken)
+                raise
+            if head.status == PROXY_WANTS_PASSWORD:
+                refuse_from_proxy(wire.destination, head.status)
             return UpstreamResponse(call, head, rest, wire, self._done)
         except BaseException:
             self._done(wire, False)
             raise
+
+    def _refine(self, error: UpstreamError, wire: Wire, broken: Optional[OSError]) -> None:
+        """Raise what says more than that no answer came."""
+        if wire.cancelled:
+            raise ShuttingDown("the gateway is shutting down") from error
+        # Nothing came back: only then may a reused connection be replaced.
+        soon = self._monotonic() - wire.since < STALE_SECONDS
+        if wire.reused and soon and isinstance(error, UpstreamClosed):
+            raise StaleConnection() from error
+        if broken is not None and isinstance(error, UpstreamClosed):
+            raise UpstreamClosed("upstream closed while the request was being sent: %s"
+                                 % reason_of(broken)) from error
 
     def _begin(self, wire: Wire) -> None:
         """From now on ``cancel_all`` ends what this wire waits for."""
@@ -7817,39 +7847,6 @@ class PoolingHandler(urllib.request.BaseHandler):
             self.pool.give(wire)
         else:
             wire.close()
-
-    def _send_and_read_head(self, call: UpstreamCall, destination: Destination,
-                            wire: Wire) -> tuple[StatusHead, bytes]:
-        broken: Optional[OSError] = None
-        began = self._monotonic()
-        try:
-            first, rest = self._request_pieces(call, destination)
-            seconds = call.timeouts.idle_seconds
-            if wire.send(first, seconds) and rest:
-                wire.send(rest, seconds)
-        except OSError as error:
-            # An upstream that answers early and closes (413, 401) makes sending
-            # fail before its answer is read: look for the answer first.
-            broken = error
-        try:
-            head, rest = read_response_head(wire, call.timeouts.first_byte_seconds,
-                                            self._monotonic)
-        except UpstreamError as error:
-            if wire.cancelled:
-                raise ShuttingDown("the gateway is shutting down") from error
-            # Nothing came back: only then may a reused connection be replaced.
-            soon = self._monotonic() - began < STALE_SECONDS
-            if wire.reused and soon and isinstance(error, UpstreamClosed):
-                raise StaleConnection() from error
-            if broken is not None and isinstance(error, UpstreamClosed):
-                raise UpstreamClosed("upstream closed while the request was being sent: %s"
-                                     % reason_of(broken)) from error
-            raise
-        if head.status == PROXY_WANTS_PASSWORD and destination.proxy is not None and (
-                destination.scheme == "http"):
-            # It answers in the upstream's place: that says nothing of an account.
-            raise UpstreamUnreached(refused_by_proxy(destination.proxy, head.status))
-        return head, rest
 
     @staticmethod
     def _request_pieces(call: UpstreamCall, destination: Destination) -> tuple[bytes, bytes]:
@@ -8063,6 +8060,15 @@ def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
         raise OSError(code, socket_error_text(code))
     wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def refuse_from_proxy(destination: Destination, status: int) -> None:
+    """Raise what an answer means that is no upstream's, but its proxy's in its place.
+
+    That says nothing of an account.  Out of a tunnel it is the upstream's own.
+    """
+    if destination.proxy is not None and destination.scheme == "http":
+        raise UpstreamUnreached(refused_by_proxy(destination.proxy, status))
 
 
 def refused_by_proxy(proxy: ProxyAddress, status: int) -> str:
