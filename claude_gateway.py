@@ -960,8 +960,9 @@ class Known(Dict[Any, Any]):
         self._make, self._limit_count = make, limit_count
 
     def __missing__(self, key: Any) -> Any:
-        value = self._make(key)
-        remember(self, key, value, self._limit_count)
+        if len(self) >= self._limit_count:
+            self.clear()
+        self[key] = value = self._make(key)
         return value
 
 
@@ -1166,19 +1167,21 @@ def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
 
 def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
     """Headers as lines.  A name or value that could break it out of its line is left out."""
-    text = "".join(map(known_header_text, pairs))
+    text = "".join(map(HEADER_TEXTS.__getitem__, pairs))
     if len(text) > MAX_KEPT_HEAD_BYTES:
-        known_header_text.cache_clear()  # what is kept has a bound in bytes, too
+        HEADER_TEXTS.clear()  # what is kept has a bound in bytes, too
     return text.encode("latin-1", "replace")
 
 
-@lru_cache(maxsize=HEADER_LINES_KEPT)
-def known_header_text(pair: tuple[str, str]) -> str:
+def header_text(pair: tuple[str, str]) -> str:
     """A header as its line; "" for one that somebody could read as something else."""
     name, value = pair
     if TOKEN.fullmatch(name) is None or BAD_IN_HEAD.search(value):
         return ""
     return "%s: %s\r\n" % pair
+
+
+HEADER_TEXTS = Known(header_text, HEADER_LINES_KEPT)
 
 
 def encode_chunk(data: bytes) -> bytes:
