@@ -7263,9 +7263,13 @@ UNKNOWN_CA_HELP = ("; if a proxy of yours signs it, name the file of its CA in S
 
 
 class Destination:
-    """Where connections go, and so what may share one; ``idle`` are those that wait there."""
+    """Where connections go, and so what may share one.
 
-    __slots__ = ("scheme", "host", "port", "proxy", "ca_file", "idle")
+    ``idle`` are those that wait there.  ``by_url`` says that a proxy reads the heads that
+    we send: it is told whole URLs, and who asks, with the ``last`` bytes of each head.
+    """
+
+    __slots__ = ("scheme", "host", "port", "proxy", "ca_file", "idle", "by_url", "last")
 
     def __init__(self, scheme: str, host: str, port: int, proxy: Optional[ProxyAddress],
                  ca_file: Optional[str]) -> None:
@@ -7275,30 +7279,32 @@ class Destination:
         self.proxy = proxy
         self.ca_file = ca_file
         self.idle: list[Wire] = []
+        self.by_url = proxy is not None and scheme == "http"
+        self.last = b"\r\n"
+        if self.by_url and proxy is not None and proxy.authorization is not None:
+            self.last = encode_head("", [("Proxy-Authorization", proxy.authorization.reveal())])[2:]
 
 
 class UpstreamHead:
     """What calls have in common that differ in their bodies alone.
 
-    ``before`` and ``after`` are header lines around the length of the body, which is not
-    told where there are none after it.  ``destination`` is noted by the first such call.
+    ``lines`` and ``after`` are header lines around the length of the body, which is not
+    told where there are none after it.  The first of these calls notes ``destination``,
+    and what it sends ``before`` the length.
     """
 
-    __slots__ = ("method", "provider", "url", "before", "after", "destination")
+    __slots__ = ("method", "provider", "target", "url", "lines", "before", "after", "destination")
 
-    def __init__(self, method: str, provider: Provider, target: str, before: bytes,
+    def __init__(self, method: str, provider: Provider, target: str, lines: bytes,
                  after: bytes = b"") -> None:
         self.method = method
         self.provider = provider
+        self.target = target
         self.url = provider.base_url.origin + target
-        self.before = request_line(method, target) + before
+        self.lines = lines
+        self.before = b""
         self.after = after
         self.destination: Optional[Destination] = None
-
-
-def request_line(method: str, target: str) -> bytes:
-    """The first line of a request."""
-    return ("%s %s HTTP/1.1\r\n" % (method, target)).encode("latin-1", "replace")
 
 
 class UpstreamCall:
@@ -7563,23 +7569,24 @@ class Pauses:
 
 
 class ConnectionPool:
-    """Idle wires by destination, the latest used first.
+    """All wires: the idle ones by destination, the latest used first, and the ``active`` ones.
 
-    There is no lock: each look at a list or dict is one step of Python's, and a wire is
-    whose ``pop`` gave it.
+    There is no lock: each look at a list, set or dict is one step of Python's, and a wire
+    is whose ``pop`` gave it.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._destinations: dict[tuple[Any, ...], Destination] = {}
-        self._closed = False
+        self.active: set[Wire] = set()
+        self.cancelled = self._closed = False
 
     def destination(self, *parts: Any) -> Destination:
         """The Destination of these parts: there is one."""
         return self._destinations.setdefault(parts, Destination(*parts))
 
     def take(self, destination: Destination) -> Optional[Wire]:
-        """A wire that seems alive, or None."""
+        """A wire that seems alive, now at work, or None."""
         try:
             while True:
                 wire, now = destination.idle.pop(), self._monotonic()
@@ -7587,13 +7594,25 @@ class ConnectionPool:
                 # the next one's, which may be somebody else's.
                 if now - wire.since < POOL_IDLE_SECONDS and wire.is_alive():
                     wire.since, wire.reused = now, True
+                    self.begin(wire)
                     return wire
                 wire.close()
         except IndexError:
             return None
 
-    def give(self, wire: Wire) -> None:
-        """Keep a wire whose last answer was read to its end; old ones make room."""
+    def begin(self, wire: Wire) -> None:
+        """From now on ``cancel_all`` ends what this wire waits for."""
+        self.active.add(wire)
+        if self.cancelled:
+            wire.cancelled = True
+
+    def end(self, wire: Wire, keep: bool) -> None:
+        """Keep a wire whose last answer was read to its end, else close it; old ones make room."""
+        self.active.discard(wire)
+        # Where an answer came early, the rest of our body is owed.
+        if not keep or wire.cancelled or wire.half_sent:
+            wire.close()
+            return
         wire.since = now = self._monotonic()
         wire.watch = NOBODY
         idle = wire.destination.idle
@@ -7609,6 +7628,16 @@ class ConnectionPool:
                 idle.pop(0).close()
         except IndexError:
             pass  # others have taken the rest
+
+    def cancel_all(self) -> None:
+        """End every call under way; each raises ShuttingDown in its own thread.
+
+        Without a lock: the mark is set, then the wires are looked at; who begins adds its
+        wire, and then looks at the mark.
+        """
+        self.cancelled = True
+        for wire in self.active.copy():
+            wire.cancel()
 
     def count(self) -> int:
         """How many wires are idle."""
@@ -7730,8 +7759,8 @@ class UpstreamResponse:
         """Give the connection back or close it; later calls do nothing."""
         wire, self._wire = self._wire, None
         if wire is not None:
-            whole = self._body.done and not self._body.excess and not self._rest
-            self._release(wire, whole and self._keep)
+            body = self._body
+            self._release(wire, self._keep and body.done and not body.excess and not self._rest)
 
 
 class StaleConnection(Exception):
@@ -7757,14 +7786,12 @@ class PoolingHandler(urllib.request.BaseHandler):
         self._choose_proxy = lru_cache(maxsize=MAX_CANDIDATES_KEPT)(choose_proxy)
         self._ca_files = tuple(ca_files)
         self._lock = threading.Lock()
-        self._active: set[Wire] = set()
         self._contexts: dict[Optional[str], ssl.SSLContext] = {}
-        self._cancelled = False
 
     def default_open(self, call: UpstreamCall) -> UpstreamResponse:
         """Called by the opener, first of all and for any URL: ours are http and https."""
         destination = call.head.destination or self._destination(call.head)
-        if self._cancelled:
+        if self.pool.cancelled:
             raise ShuttingDown("the gateway is shutting down")
         wire = self.pool.take(destination) if call.may_resend else None
         if wire is not None:
@@ -7774,55 +7801,48 @@ class PoolingHandler(urllib.request.BaseHandler):
                 call.may_resend = False  # one fresh connection, not counted as an attempt
         return self._exchange(call, self._connect(call, destination))
 
-    def cancel_all(self) -> None:
-        """End every call under way; each raises ShuttingDown in its own thread.
-
-        Without a lock: the mark is set, then the wires are looked at; who begins adds its
-        wire, and then looks at the mark.
-        """
-        self._cancelled = True
-        for wire in self._active.copy():
-            wire.cancel()
-
-    def active_count(self) -> int:
-        """How many connections serve a call now."""
-        return len(self._active)
-
     def _destination(self, head: UpstreamHead) -> Destination:
         """Where the calls with this head go."""
         provider, base = head.provider, head.provider.base_url
-        head.destination = found = self.pool.destination(
+        found = self.pool.destination(
             base.scheme, base.host, base.port, provider.proxy or self._choose_proxy(base),
             provider.ca_file)
+        start = "%s %s HTTP/1.1\r\n" % (head.method, head.url if found.by_url else head.target)
+        head.before = start.encode("latin-1", "replace") + head.lines
+        head.destination = found
         return found
 
     # -- one exchange on a connection
 
     def _exchange(self, call: UpstreamCall, wire: Wire) -> UpstreamResponse:
         """Send, and read the response head.  Raises StaleConnection on a reused wire."""
-        wire.attach(call.watch)
-        self._begin(wire)
-        timeouts, broken = call.timeouts, None
+        timeouts, broken, head, body = call.timeouts, None, call.head, call.body
+        # No large body is copied.
+        first, rest = (body, b"") if len(body) <= READ_BYTES else (b"", body)
         try:
+            wire.attach(call.watch)
             try:
-                first, rest = self._request_pieces(call, wire.destination)
-                if wire.send(first, timeouts.idle_seconds) and rest:
+                if wire.send(b"%b%b%b%b%b" % (
+                        head.before, b"%d" % len(body) if head.after else b"", head.after,
+                        wire.destination.last, first), timeouts.idle_seconds) and rest:
                     wire.send(rest, timeouts.idle_seconds)
             except OSError as error:
                 # An upstream that answers early and closes (413, 401) makes sending
                 # fail before its answer is read: look for the answer first.
                 broken = error
             try:
-                head, rest = read_response_head(wire, timeouts.first_byte_seconds,
-                                                self._monotonic)
+                answer, rest = read_response_head(wire, timeouts.first_byte_seconds,
+                                                  self._monotonic)
             except UpstreamError as error:
                 self._refine(error, wire, broken)
                 raise
-            if head.status == PROXY_WANTS_PASSWORD:
-                refuse_from_proxy(wire.destination, head.status)
-            return UpstreamResponse(call, head, rest, wire, self._done)
+            if (answer.status == PROXY_WANTS_PASSWORD and wire.destination.by_url
+                    and (proxy := wire.destination.proxy) is not None):
+                # It answers in the upstream's place: that says nothing of an account.
+                raise UpstreamUnreached(refused_by_proxy(proxy, answer.status))
+            return UpstreamResponse(call, answer, rest, wire, self.pool.end)
         except BaseException:
-            self._done(wire, False)
+            self.pool.end(wire, False)
             raise
 
     def _refine(self, error: UpstreamError, wire: Wire, broken: Optional[OSError]) -> None:
@@ -7836,34 +7856,6 @@ class PoolingHandler(urllib.request.BaseHandler):
         if broken is not None and isinstance(error, UpstreamClosed):
             raise UpstreamClosed("upstream closed while the request was being sent: %s"
                                  % reason_of(broken)) from error
-
-    def _begin(self, wire: Wire) -> None:
-        """From now on ``cancel_all`` ends what this wire waits for."""
-        self._active.add(wire)
-        if self._cancelled:
-            wire.cancelled = True
-
-    def _done(self, wire: Wire, keep: bool) -> None:
-        self._active.discard(wire)
-        # Where an answer came early, the rest of our body is owed.
-        if keep and not wire.cancelled and not wire.half_sent:
-            self.pool.give(wire)
-        else:
-            wire.close()
-
-    @staticmethod
-    def _request_pieces(call: UpstreamCall, destination: Destination) -> tuple[bytes, bytes]:
-        """What is sent: all at once, or head and body, so that no large body is copied."""
-        head, body, before, after = call.head, call.body, call.head.before, call.head.after
-        length = b"%d" % len(body) if after else b""
-        if destination.proxy is not None and destination.scheme == "http":
-            # It reads the whole URL, and who asks.
-            before = request_line(head.method, head.url) + before.partition(b"\r\n")[2]
-            if destination.proxy.authorization is not None:
-                after += header_lines([("Proxy-Authorization",
-                                        destination.proxy.authorization.reveal())])
-        first, rest = (body, b"") if len(body) <= READ_BYTES else (b"", body)
-        return b"%b%b%b\r\n%b" % (before, length, after, first), rest
 
     # -- connecting
 
@@ -7882,7 +7874,7 @@ class PoolingHandler(urllib.request.BaseHandler):
             raise UpstreamUnreached("upstream connection failed: %s%s"
                                     % (whose, connect_reason(error, near.host))) from error
         wire.destination = destination
-        self._begin(wire)
+        self.pool.begin(wire)
         try:
             if destination.scheme == "https":
                 if destination.proxy is not None:
@@ -7890,7 +7882,7 @@ class PoolingHandler(urllib.request.BaseHandler):
                 self._tls(wire, destination, deadline)
             return wire
         except (OSError, UpstreamError) as error:
-            self._done(wire, False)
+            self.pool.end(wire, False)
             if wire.cancelled:
                 raise ShuttingDown("the gateway is shutting down") from error
             if isinstance(error, UpstreamError):
@@ -7900,7 +7892,7 @@ class PoolingHandler(urllib.request.BaseHandler):
                 connect_reason(error, destination.host),
                 UNKNOWN_CA_HELP if unknown_ca else "")) from error
         except BaseException:
-            self._done(wire, False)
+            self.pool.end(wire, False)
             raise
 
     def _tcp(self, host: str, port: int, watch: Watch, deadline: float) -> Wire:
@@ -8065,15 +8057,6 @@ def start_connecting(wire: Wire, address: Any, seconds: float) -> None:
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def refuse_from_proxy(destination: Destination, status: int) -> None:
-    """Raise what an answer means that is no upstream's, but its proxy's in its place.
-
-    That says nothing of an account.  Out of a tunnel it is the upstream's own.
-    """
-    if destination.proxy is not None and destination.scheme == "http":
-        raise UpstreamUnreached(refused_by_proxy(destination.proxy, status))
-
-
 def refused_by_proxy(proxy: ProxyAddress, status: int) -> str:
     """What to tell of a proxy that does not let a call through."""
     words = "upstream connection failed: proxy %s refused the connection with status %d" % (
@@ -8170,11 +8153,11 @@ class Transport:
 
     def connections(self) -> dict[str, int]:
         """How many upstream connections are ``active`` and ``idle``."""
-        return {"active": self._handler.active_count(), "idle": self._handler.pool.count()}
+        return {"active": len(self._handler.pool.active), "idle": self._handler.pool.count()}
 
     def cancel_all(self) -> None:
         """End every call and every pause under way with ShuttingDown."""
-        self._handler.cancel_all()
+        self._handler.pool.cancel_all()
         self._pauses.stop()
 
     def close(self) -> None:

@@ -398,9 +398,9 @@ class PoolTest(TransportCase):
                 destination = pool.destination("http", "127.0.0.1", 1, None, None)
                 wire = gw.Wire(near, clock.monotonic)
                 wire.destination = destination
-                pool.give(wire)
+                pool.end(wire, True)
                 self.assertIs(pool.take(destination), wire)
-                pool.give(wire)
+                pool.end(wire, True)
                 far.sendall(late)
                 self.assertIsNone(pool.take(destination))
 
@@ -473,7 +473,7 @@ class PoolTest(TransportCase):
         for near, _ in pairs:
             wire = gw.Wire(near, time.monotonic)
             wire.destination = pool.destination("http", "127.0.0.1", 1, None, None)
-            pool.give(wire)
+            pool.end(wire, True)
         self.assertEqual(pool.count(), gw.POOL_IDLE_PER_ORIGIN)
         pool.close()
         self.assertTrue(all(near.fileno() == -1 for near, _ in pairs))
