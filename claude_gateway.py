@@ -1017,9 +1017,7 @@ class StatusHead:
     __slots__ = ("version", "status", "headers")
 
     def __init__(self, version: int, status: int, headers: Headers) -> None:
-        self.version = version
-        self.status = status
-        self.headers = headers
+        self.version, self.status, self.headers = version, status, headers
 
 
 def parse_header_line(line: str) -> tuple[str, str]:
@@ -1696,7 +1694,7 @@ KNOWN_FRAMINGS: dict[tuple[Any, ...], Framing] = {}
 
 
 def framing_of(method: str, head: StatusHead) -> Framing:
-    """The framing of an answer: the same for most of an upstream's (5 us less)."""
+    """The framing of an answer: the same for most of an upstream's (3 us less)."""
     pairs = telling_framing(head.headers)
     key = method == "HEAD", head.version, head.status, *pairs
     try:
@@ -7273,16 +7271,14 @@ class Destination:
 
     def __init__(self, scheme: str, host: str, port: int, proxy: Optional[ProxyAddress],
                  ca_file: Optional[str]) -> None:
-        self.scheme = scheme
-        self.host = host
-        self.port = port
-        self.proxy = proxy
-        self.ca_file = ca_file
+        self.scheme, self.host, self.port = scheme, host, port
+        self.proxy, self.ca_file = proxy, ca_file
         self.idle: list[Wire] = []
         self.by_url = proxy is not None and scheme == "http"
         self.last = b"\r\n"
         if self.by_url and proxy is not None and proxy.authorization is not None:
-            self.last = encode_head("", [("Proxy-Authorization", proxy.authorization.reveal())])[2:]
+            asks = header_lines([("Proxy-Authorization", proxy.authorization.reveal())])
+            self.last = asks + self.last
 
 
 class UpstreamHead:
@@ -7297,13 +7293,9 @@ class UpstreamHead:
 
     def __init__(self, method: str, provider: Provider, target: str, lines: bytes,
                  after: bytes = b"") -> None:
-        self.method = method
-        self.provider = provider
-        self.target = target
+        self.method, self.provider, self.target = method, provider, target
         self.url = provider.base_url.origin + target
-        self.lines = lines
-        self.before = b""
-        self.after = after
+        self.lines, self.before, self.after = lines, b"", after
         self.destination: Optional[Destination] = None
 
 
@@ -7326,14 +7318,14 @@ class UpstreamCall:
     def __init__(self, head: UpstreamHead, body: Optional[bytes], timeouts: Timeouts,
                  watch: Watch = Watch()) -> None:
         self.type = head.provider.base_url.scheme
-        self.full_url = head.url  # audit hooks are told it, and the method
+        self.full_url = head.url
         self.head = head
         self.body = body or b""
         self.timeouts = timeouts
         self.watch = watch
 
     def get_method(self) -> str:
-        """The method."""
+        """The method, as audit hooks are told it beside the URL."""
         return self.head.method
 
 
@@ -7783,7 +7775,7 @@ class PoolingHandler(urllib.request.BaseHandler):
         self.pool = ConnectionPool(monotonic)
         self._monotonic = monotonic
         # Once for each address: a system's own list of exceptions may ask the resolver.
-        self._choose_proxy = lru_cache(maxsize=MAX_CANDIDATES_KEPT)(choose_proxy)
+        self._choose_proxy = lru_cache()(choose_proxy)
         self._ca_files = tuple(ca_files)
         self._lock = threading.Lock()
         self._contexts: dict[Optional[str], ssl.SSLContext] = {}
