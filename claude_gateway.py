@@ -1706,10 +1706,8 @@ def framing_of(method: str, head: StatusHead) -> Framing:
     return framing
 
 
-def response_body(framing: Framing, headers: Headers) -> BodyDecoder:
-    """What takes the body of an answer.  Raises UpstreamMalformed."""
-    if framing.body is not None:
-        return framing.body()
+def sized_body(headers: Headers) -> BodyDecoder:
+    """What takes a body whose length frames it, if anything does.  Raises UpstreamMalformed."""
     try:
         length = content_length(headers)
     except ValueError:
@@ -7666,7 +7664,7 @@ class UpstreamResponse:
         self.status = head.status
         self.headers = headers = head.headers
         self.framing = framing = framing_of(call.head.method, head)
-        self._body = response_body(framing, headers)
+        self._body = sized_body(headers) if framing.body is None else framing.body()
         self._keep = not framing.closes
         self._rest = rest
         self._idle_seconds = call.timeouts.idle_seconds

@@ -638,7 +638,8 @@ class ResponseFramingTest(unittest.TestCase):
 
     def decoder(self, *pairs, method="POST", status=200, version=1):
         head = gw.StatusHead(version, status, gw.Headers(pairs))
-        return gw.response_body(gw.framing_of(method, head), head.headers)
+        framing = gw.framing_of(method, head)
+        return gw.sized_body(head.headers) if framing.body is None else framing.body()
 
     def test_plan(self):
         length, chunked = ("Content-Length", "5"), ("Transfer-Encoding", "chunked")
