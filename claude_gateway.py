@@ -7397,14 +7397,15 @@ class Wire:
         Raises OSError (TimeoutError for a stop that was too long), ClientGone.
         """
         self.half_sent = True
-        view = memoryview(data)
+        # A view, so that nothing large is copied; most is sent at once and needs none.
+        view: Any = data if len(data) <= SEND_BYTES else memoryview(data)
         while True:
             try:
                 sent = self.sock.send(view[:SEND_BYTES])
                 if sent == len(view):
                     self.half_sent = False
                     return True
-                view = view[sent:]
+                view = memoryview(view)[sent:]
                 continue
             except WOULD_BLOCK:
                 # The upstream takes no more for now: it may be answering already.
