@@ -7595,7 +7595,7 @@ class ConnectionPool:
         """From now on ``cancel_all`` ends what this wire waits for."""
         self.active.add(wire)
         if self.cancelled:
-            wire.cancelled = True
+            wire.cancel()
 
     def end(self, wire: Wire, keep: bool) -> None:
         """Keep a wire whose last answer was read to its end, else close it; old ones make room."""

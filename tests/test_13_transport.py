@@ -467,6 +467,16 @@ class PoolTest(TransportCase):
             self.assertEqual(upstream.connections_count, 2)
             transport.close()
 
+    def test_what_begins_just_when_all_is_cancelled_is_ended_too(self):
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+        pool, wire = gw.ConnectionPool(time.monotonic), gw.Wire(near, time.monotonic)
+        pool.cancel_all()
+        pool.begin(wire)
+        self.assertTrue(wire.cancelled)
+        self.assertEqual(wire.receive(5), b"")
+
     def test_pool_is_bounded(self):
         pool = gw.ConnectionPool(time.monotonic)
         pairs = [socket.socketpair() for _ in range(gw.POOL_IDLE_PER_ORIGIN + 5)]
