@@ -637,7 +637,9 @@ class RequestFramingTest(unittest.TestCase):
 class ResponseFramingTest(unittest.TestCase):
 
     def decoder(self, *pairs, method="POST", status=200, version=1):
-        return gw.response_body_decoder(method, gw.StatusHead(version, status, gw.Headers(pairs)))
+        head = gw.StatusHead(version, status, gw.Headers(pairs))
+        framing = gw.framing_of(method, head)
+        return gw.sized_body(head.headers) if framing.body is None else framing.body()
 
     def test_plan(self):
         length, chunked = ("Content-Length", "5"), ("Transfer-Encoding", "chunked")
@@ -671,6 +673,30 @@ class ResponseFramingTest(unittest.TestCase):
         for name, pairs in table.items():
             with self.subTest(name), self.assertRaises(gw.UpstreamMalformed):
                 self.decoder(*pairs)
+
+
+    def test_what_is_remembered_has_a_bound(self):
+        def framing(coding):
+            headers = gw.Headers([("Content-Encoding", coding)])
+            return gw.framing_of("POST", gw.StatusHead(1, 200, headers))
+
+        for number in range(gw.NAME_LISTS_KEPT + 5):
+            framing("x-%d" % number)
+        self.assertLessEqual(len(gw.KNOWN_FRAMINGS), gw.NAME_LISTS_KEPT)
+        self.assertIs(framing("x-1"), framing("x-1"))
+        known = len(gw.KNOWN_FRAMINGS)
+        self.assertEqual(len(framing("x" * gw.MAX_KEPT_HEAD_BYTES).coding), gw.MAX_KEPT_HEAD_BYTES)
+        self.assertEqual(len(gw.KNOWN_FRAMINGS), known)
+
+
+class KnownTest(unittest.TestCase):
+
+    def test_is_asked_once_and_emptied_where_it_would_hold_more(self):
+        asked = []
+        known = gw.Known(lambda key: asked.append(key) or -key, 3)
+        self.assertEqual([known[key] for key in (1, 2, 1, 3, 1)], [-1, -2, -1, -3, -1])
+        self.assertEqual((asked, len(known)), ([1, 2, 3], 3))
+        self.assertEqual((known[4], len(known)), (-4, 1))
 
 
 class WantsCloseTest(unittest.TestCase):

@@ -27,8 +27,8 @@ def provider_at(url, **settings):
 def call_to(provider, method="POST", body=b"{}", timeouts=QUICK, watch=None, target="/v1/messages"):
     """An UpstreamCall with the headers that it needs and no more."""
     pairs = [("Host", provider.base_url.authority), ("Content-Length", str(len(body)))]
-    return gw.UpstreamCall(method, provider, target, gw.header_lines(pairs), body, timeouts,
-                           watch or gw.Watch())
+    head = gw.UpstreamHead(method, provider, target, gw.header_lines(pairs))
+    return gw.UpstreamCall(head, body, timeouts, watch or gw.Watch())
 
 
 def read_all(response):
@@ -100,9 +100,8 @@ class SendTest(TransportCase):
             provider = provider_at(upstream.url)
             pairs = [("hOsT", "x.example"), ("X-Twice", "1"), ("X-Twice", "2"),
                      ("Content-Length", "3")]
-            call = gw.UpstreamCall("POST", provider, "/v1/x?q=%2F", gw.header_lines(pairs),
-                                   b"abc", QUICK)
-            self.transport.send(call).close()
+            head = gw.UpstreamHead("POST", provider, "/v1/x?q=%2F", gw.header_lines(pairs))
+            self.transport.send(gw.UpstreamCall(head, b"abc", QUICK)).close()
             request = upstream.wait_requests(1)[0]
         self.assertEqual((request.method, request.target, request.body),
                          ("POST", "/v1/x?q=%2F", b"abc"))
@@ -129,6 +128,17 @@ class SendTest(TransportCase):
             connection.send(support.json_response({"e": 1}, status=413,
                                                   headers=[("connection", "close")]))
             connection.half_close()
+            connection.wait_closed("the gateway to give up the connection")
+
+        with support.ScriptedUpstream(refuse) as upstream:
+            self.assertEqual(self.get(upstream, body=b"x" * (32 << 20))[0], 413)
+        self.assertEqual(self.transport.connections(), {"active": 0, "idle": 0})
+
+    def test_what_is_owed_the_rest_of_a_body_takes_no_other_request(self):
+        def refuse(connection):
+            connection.read_head()
+            connection.send(support.json_response({"e": 1}, status=413,
+                                                  headers=[("connection", "keep-alive")]))
             connection.wait_closed("the gateway to give up the connection")
 
         with support.ScriptedUpstream(refuse) as upstream:
@@ -385,11 +395,12 @@ class PoolTest(TransportCase):
                 clock = support.FakeClock()
                 pool = gw.ConnectionPool(clock.monotonic)
                 self.addCleanup(pool.close)
-                destination = gw.Destination("http", "127.0.0.1", 1, None, None)
+                destination = pool.destination("http", "127.0.0.1", 1, None, None)
                 wire = gw.Wire(near, clock.monotonic)
-                pool.give(destination, wire)
+                wire.destination = destination
+                pool.end(wire, True)
                 self.assertIs(pool.take(destination), wire)
-                pool.give(destination, wire)
+                pool.end(wire, True)
                 far.sendall(late)
                 self.assertIsNone(pool.take(destination))
 
@@ -456,12 +467,23 @@ class PoolTest(TransportCase):
             self.assertEqual(upstream.connections_count, 2)
             transport.close()
 
+    def test_what_begins_just_when_all_is_cancelled_is_ended_too(self):
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+        pool, wire = gw.ConnectionPool(time.monotonic), gw.Wire(near, time.monotonic)
+        pool.cancel_all()
+        pool.begin(wire)
+        self.assertTrue(wire.cancelled)
+        self.assertEqual(wire.receive(5), b"")
+
     def test_pool_is_bounded(self):
         pool = gw.ConnectionPool(time.monotonic)
-        destination = gw.Destination("http", "127.0.0.1", 1, None, None)
         pairs = [socket.socketpair() for _ in range(gw.POOL_IDLE_PER_ORIGIN + 5)]
         for near, _ in pairs:
-            pool.give(destination, gw.Wire(near, time.monotonic))
+            wire = gw.Wire(near, time.monotonic)
+            wire.destination = pool.destination("http", "127.0.0.1", 1, None, None)
+            pool.end(wire, True)
         self.assertEqual(pool.count(), gw.POOL_IDLE_PER_ORIGIN)
         pool.close()
         self.assertTrue(all(near.fileno() == -1 for near, _ in pairs))

@@ -407,7 +407,7 @@ class AskingTest(GrantTest):
         for url, used in (("https://issuer.example/t", proxy), ("http://127.0.0.1:9/t", None)):
             provider = self.granted(token_url=url)._replace(proxy=proxy, ca_file="x")
             call = gw.grant_call(provider, provider.accounts[0].source, "a=b")
-            self.assertEqual((call.provider.proxy, call.provider.ca_file), (used, "x"))
+            self.assertEqual((call.head.provider.proxy, call.head.provider.ca_file), (used, "x"))
             self.assertFalse(call.may_resend)
 
     def test_fifty_threads_ask_once(self):
