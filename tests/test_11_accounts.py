@@ -687,7 +687,8 @@ class StickyTest(PoolTestCase):
         self.assertEqual(self.ask("first", strategy="failover"), "p/a")
         only_b = self.accounts("b", session="x")
         for number in range(gw.MAX_CONVERSATIONS // 2):
-            self.serve(only_b._replace(session="x%d" % number), seconds=0)
+            only_b.session = "x%d" % number
+            self.serve(only_b, seconds=0)
         lease = self.lease(self.accounts("a", "b", session="x0"))
         self.assertEqual(lease.name, "p/b")
         self.assertLessEqual(len(self.pool._sticky), gw.MAX_CONVERSATIONS)
@@ -820,8 +821,8 @@ class LeaseTest(PoolTestCase):
 class AttemptsTest(PoolTestCase):
 
     def attempts(self, wanted, max_attempts=3, max_wait_seconds=30.0, strategy="failover"):
-        routing = gw.Routing(strategy, {}, True, None)
-        return gw.Attempts(self.pool, wanted, routing, gw.Retry(max_attempts, max_wait_seconds))
+        return gw.Attempts(self.pool, strategy, gw.Retry(max_attempts, max_wait_seconds),
+                           *vars(wanted).values())
 
     def walk(self, attempts, outcomes):
         """Names and waits of a request whose calls end so; its end is None."""
