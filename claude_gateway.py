@@ -1809,10 +1809,10 @@ class ToldLimits:
 
     def __init__(self, pairs: list[tuple[str, str]], wall_now: float) -> None:
         self._pairs, self._wall_now = pairs, wall_now
-        text = "\n".join(map(":".join, pairs)).lower()
+        text = "\n" + "\n".join(map(VALUE_OF, pairs))
         # A remaining count of 0, or the status "rejected": what can, and little else.
-        self.may_be_used_up = "-remaining:0" in text or "-status:r" in text
-        if len(text) > MAX_KEPT_HEAD_BYTES:
+        self.may_be_used_up = "\n0" in text or "\nr" in text or "\nR" in text
+        if len(text) + 70 * len(pairs) > MAX_KEPT_HEAD_BYTES:  # names have up to 70
             self.by_name()  # what is kept has a bound in bytes, too
 
     def by_name(self) -> dict[str, RateLimit]:
@@ -3697,8 +3697,6 @@ def marks_of_clean_blocks(blocks: list) -> int:
 def sanitized(body: Body, profile: Mapping[str, Any]) -> tuple[Body, list[str]]:
     """A body after all rules, and the names of those that changed it."""
     edits: list[str] = []
-    if is_clean(body, profile):
-        return body, edits
     for name, rule in SANITIZE_RULES.items():
         if profile[name] is None:
             continue
@@ -3787,22 +3785,26 @@ SESSION_HEADER = "x-claude-code-session-id"
 SESSION_IN_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,64})$")
 
 
-def conversation_key(headers: Headers, body: Body) -> str:
-    """What stays the same while a conversation grows (contract section 9).
+def told_session(headers: Headers) -> str:
+    """Claude Code's session as a head tells it, "" for none."""
+    session = headers.get(SESSION_HEADER)
+    return session if VISIBLE_ASCII.fullmatch(session) else ""
 
-    Claude Code's session, by header or in ``metadata.user_id``; else a hash of what begins
+
+def conversation_key(body: Body) -> str:
+    """What stays the same while a conversation grows (contract section 9), if no head tells.
+
+    Claude Code's session in ``metadata.user_id``; else a hash of what begins
     the conversation.  It stays in this process, whose own hash serves: SHA-256 of all the
     text as one took 15 us more.
     """
-    session = headers.get(SESSION_HEADER)
-    if session and VISIBLE_ASCII.fullmatch(session):
-        return session
-    metadata = body.get("metadata")
-    user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
-    if isinstance(user_id, str) and "session" in user_id:
-        found = session_of_user(user_id)
-        if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
-            return found
+    if "metadata" in body:
+        metadata = body["metadata"]
+        user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
+        if isinstance(user_id, str) and "session" in user_id:
+            found = session_of_user(user_id)
+            if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
+                return found
     first = None
     for message in body["messages"]:
         if message.get("role") == "user":
@@ -5777,8 +5779,6 @@ def serves_model(account: Account, model: str) -> bool:
 
 # May be asked at once: the seconds of AccountState.delay.
 READY = 0.0, 0.0
-# Of a conversation that has no account yet: whose it is, and since when.
-NOT_BOUND = None, -math.inf
 
 
 class AccountState:
@@ -6081,15 +6081,15 @@ class AccountPool:
 
         For a model that is new in it, any that it had.
         """
-        if wanted.session not in self._sticky:
+        session, sticky = wanted.session, self._sticky
+        if session not in sticky:
             return None
-        noted = self._sticky[wanted.session]
-        for model in (wanted.model, None):
-            bound, since = noted.get(model, NOT_BOUND)
-            if now - since < STICKY_SECONDS:
-                break
-        else:
-            return None
+        noted = sticky[session]
+        bound, since = noted[wanted.model if wanted.model in noted else None]
+        if now - since >= STICKY_SECONDS:
+            bound, since = noted[None]
+            if now - since >= STICKY_SECONDS:
+                return None
         for candidate in eligible:
             if candidate.key == bound:
                 is_ready = bound not in again_at and (
@@ -11467,13 +11467,16 @@ class Exchange(LiveRequest):
         return any(key.key.reveal() in text for key in self.served.config.auth.api_keys)
 
 
-class Spoken(NamedTuple):
+class Spoken:
     """What a provider calls a model, what that is without a suffix that asks for thinking,
     and whether it had one."""
 
-    model: str
-    stem: str
-    thinks: bool
+    __slots__ = ("model", "stem", "thinks")
+
+    def __init__(self, model: str, stem: str, thinks: bool) -> None:
+        self.model = model
+        self.stem = stem
+        self.thinks = thinks
 
     @property
     def rules_model(self) -> str:
@@ -11508,13 +11511,14 @@ class Routed:
     a credential of its own.
     """
 
-    __slots__ = ("providers", "model", "spoken", "models", "candidates")
+    __slots__ = ("providers", "model", "spoken", "models", "candidates", "ways")
 
     def __init__(self, providers: Sequence[Provider], model: str) -> None:
         self.providers = providers
         self.model = model
         self.spoken = {provider.name: spoken_model(provider, model) for provider in providers}
         self.models = {name: spoken.model for name, spoken in self.spoken.items()}
+        self.ways = [(provider.name, provider, self.spoken[provider.name]) for provider in providers]
         own = {provider.name: candidates(provider, model) for provider in providers}
         self.candidates = {has_own: [
             candidate for provider in usable_providers(providers, has_own)
@@ -11528,8 +11532,8 @@ class Admission:
     It hangs on nothing else and is worked out once for each kind of head.  ``refusal``
     is the browser guard's, ``barred`` what its credentials lack (contract section 5: any
     header that holds a key lets the request pass).  ``own_credentials`` are those that
-    are not gateway keys, as header pairs; ``request_id`` is the client's, or "", and
-    ``origin`` the listed one that an answer names, or "".
+    are not gateway keys, as header pairs; ``request_id`` and ``session`` are the client's,
+    or "", and ``origin`` the listed one that an answer names, or "".
     """
 
     def __init__(self, request: HttpRequest, served: Served) -> None:
@@ -11565,6 +11569,7 @@ class Admission:
         self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
         self.route_name, self.handler = (route.name, route.handler) if route else ("", "")
         self.is_message = self.route_name in MESSAGE_ROUTES
+        self.session = told_session(request.headers)
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
@@ -11674,10 +11679,10 @@ def prepared(
     ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is used
     instead of the provider's own setting of that rule.
     """
-    before, (model, stem, thinks), edits = body, spoken, []
-    if thinks:
+    before, model, edits = body, spoken.model, []
+    if spoken.thinks:
         # What the model that answers takes, where that can be told.
-        body = with_thinking(body, stem if model_generation(model) is None else model)
+        body = with_thinking(body, spoken.stem if model_generation(model) is None else model)
         edits.append("thinking_suffix")
     if model != body["model"]:
         body = dict(body, model=model)
@@ -11686,15 +11691,16 @@ def prepared(
     betas: tuple[str, ...] = ()
     collects = False
     try:
-        body, rules = sanitized(body, profile)
+        rules: Sequence[str] = ()
+        if not is_clean(body, profile):
+            body, rules = sanitized(body, profile)
         if profile["unknown_fields"]:
             refused = [name for name in provider.refused_fields if name in body]
             if refused:
-                body = without_keys(body, *refused)
-                rules.append("unknown_fields")
+                body, rules = without_keys(body, *refused), [*rules, "unknown_fields"]
                 betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
-        if before.get("stream") is not True and (collect == "always" or (
-                collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))):
+        if collect != "never" and before.get("stream") is not True and (
+                collect == "always" or asks_above(body, COLLECT_ABOVE_TOKENS)):
             collects, body = True, dict(body, stream=True)
             edits.append("collect")
         return Prepared(spell(body), model, (*edits, *rules), collects, betas)
@@ -12138,8 +12144,9 @@ class Engine:
     @staticmethod
     def _plan(exchange: Exchange, body: Body, model: str, collect: str) -> None:
         """What goes to whom of a message."""
-        exchange.routed, exchange.bodies = routed, bodies = exchange.served.routed(model), {}
-        for provider, (name, spoken) in zip(routed.providers, routed.spoken.items()):
+        exchange.routed = routed = exchange.served.routed(model)
+        exchange.bodies = bodies = {}
+        for name, provider, spoken in routed.ways:
             bodies[name] = prepared(exchange.spell, body, provider, spoken, collect)
 
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
@@ -12256,7 +12263,7 @@ class Engine:
                 CHALLENGE)
         session = ""  # a conversation matters where there is a choice
         if served.sticky and len(found) > 1 and exchange.body:
-            session = conversation_key(exchange.request.headers, exchange.body)
+            session = admission.session or conversation_key(exchange.body)
         exchange.attempts = attempts = Attempts(
             self.accounts, served.strategy, served.retry,
             found, session, routed.model, routed.models, admission.is_message)
@@ -12374,8 +12381,20 @@ class Engine:
         if exchange.readings:
             exchange.turn_to(provider)
         sent = exchange.bodies[provider.name]
-        body = sent.body
-        target, before, after = self._upstream_head(exchange, lease, sent)
+        body, secret, heads = sent.body, lease.secret, exchange.served.upstream_heads
+        # Only a body's length and what a body asks of the head differ as a rule.
+        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
+                exchange.door.betas, sent.drop_betas, body is None)
+        head = None
+        try:
+            head = heads[kind]
+        except KeyError:
+            pass  # the first of its kind; outside, or faults would carry the key in their context
+        if head is None:
+            head = upstream_head(exchange, lease, sent)
+            if exchange.request.kind is not None:
+                remember(heads, kind, head, HEADS_KEPT)
+        target, before, after = head
         call = UpstreamCall(
             exchange.request.method, provider, target,
             before if body is None else b"%b%d%b" % (before, len(body), after),
@@ -12385,22 +12404,6 @@ class Engine:
             return self._transport.send(call)
         finally:
             exchange.may_resend = call.may_resend
-
-    @staticmethod
-    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
-        """The head for a call, looked up as a rule: only a body's length and what a body
-        asks of the head differ from one request of a client to its next."""
-        known, secret = exchange.served.upstream_heads, lease.secret
-        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
-                exchange.door.betas, sent.drop_betas, sent.body is None)
-        try:
-            return known[kind]
-        except KeyError:
-            pass  # the first of its kind; outside, or faults would carry the key in their context
-        found = upstream_head(exchange, lease, sent)
-        if exchange.request.kind is not None:
-            remember(known, kind, found, HEADS_KEPT)
-        return found
 
     def _received(self, exchange: Exchange, lease: Lease,
                   upstream: UpstreamResponse) -> Union[HttpResponse, Result]:

@@ -1063,7 +1063,7 @@ class ConversationKeyTest(unittest.TestCase):
     def key(self, session=None, **body):
         headers = gw.Headers([("X-Claude-Code-Session-Id", session)] if session else [])
         body.setdefault("messages", [{"role": "user", "content": "Hello"}])
-        return gw.conversation_key(headers, body)
+        return gw.told_session(headers) or gw.conversation_key(body)
 
     def test_where_a_session_stands(self):
         uuid = "0f1e2d3c-0000-4000-8000-123456789abc"
