@@ -3617,11 +3617,10 @@ def is_clean(body: Body, profile: Mapping[str, Any]) -> bool:
     """
     try:
         marks = marks_of_clean_turns(body["messages"], profile)
-        system, tools = body.get("system"), body.get("tools")
-        if system and isinstance(system, list):
-            marks += marks_of_clean_blocks(system)
-        if tools and isinstance(tools, list):
-            marks += sum(map(operator.contains, tools, repeat("cache_control")))
+        if "system" in body and isinstance(body["system"], list):
+            marks += marks_of_clean_blocks(body["system"])
+        if "tools" in body and isinstance(body["tools"], list):
+            marks += sum(map(operator.contains, body["tools"], repeat("cache_control")))
     except (AttributeError, LookupError, TypeError):
         return False
     if "cache_control" in body:
@@ -5745,13 +5744,13 @@ class Candidate:
     ``per_minute`` and ``at_once`` are its settings' bounds, if any.
     """
 
-    __slots__ = ("provider", "account", "secret", "key", "name", "tier", "weight", "per_minute",
-                 "at_once")
+    __slots__ = ("provider", "account", "secret", "source", "key", "name", "tier", "weight",
+                 "per_minute", "at_once")
 
     def __init__(self, provider: Provider, account: Optional[Account]) -> None:
         self.provider = provider
         self.account = account
-        self.secret = account.secret if account else None
+        self.secret, self.source = (account.secret, account.source) if account else (None, None)
         self.key = provider.name, account.name if account else ""
         self.name = "/".join(filter(None, self.key))
         self.tier = provider.priority, account.priority if account else 0.0
@@ -5976,23 +5975,6 @@ class Lease:
         return self.account.credentials(self.secret)
 
 
-class Wanted:
-    """What one request wants of the pool.
-
-    ``session`` is the conversation's key, "" for none; ``models`` are the ids
-    that each provider would be sent; ``paces``: its 429s speak for the account and
-    its 404s for the model (token counting and other paths have limits of their own).
-    """
-
-    def __init__(self, candidates: Sequence[Candidate], session: str = "", model: str = "",
-                 models: Mapping[str, str] = {}, paces: bool = True) -> None:
-        self.candidates = candidates
-        self.session = session
-        self.model = model
-        self.models = models
-        self.paces = paces
-
-
 class StatesFound(Dict[Candidate, AccountState]):
     """The states of those who have been asked for: hashing a credential costs 5 us.
 
@@ -6034,7 +6016,7 @@ class AccountPool:
 
     def acquire(
         self,
-        wanted: Wanted,
+        wanted: Attempts,
         strategy: str,
         again_at: Mapping[tuple[str, str], float] = {},
     ) -> Union[Lease, float]:
@@ -6048,7 +6030,9 @@ class AccountPool:
         """
         now = self.monotonic()
         with self._lock:
-            eligible = self._eligible(wanted, now) if self._unknown_models else wanted.candidates
+            eligible = wanted.candidates
+            if self._unknown_models:
+                eligible = self._eligible(eligible, wanted.models, now)
             own = self._own(wanted, eligible, again_at, now) if wanted.session else None
             if own is not None:
                 return self._taken(own, strategy, now)
@@ -6075,7 +6059,7 @@ class AccountPool:
             return max(wait, again_at[candidate.key] - now), 2 * RATHER_WAIT_SECONDS
         return wait, rank
 
-    def _own(self, wanted: Wanted, eligible: Sequence[Candidate],
+    def _own(self, wanted: Attempts, eligible: Sequence[Candidate],
              again_at: Mapping[tuple[str, str], float], now: float) -> Optional[Candidate]:
         """The account that the conversation had, if it is ready: then nobody else is looked at.
 
@@ -6130,16 +6114,17 @@ class AccountPool:
             state.starts.append(now)
         return Lease(candidate, now, state, state.troubled and state.start(now))
 
-    def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
+    def _eligible(self, among: Sequence[Candidate], models: Mapping[str, str],
+                  now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
         unknown = self._unknown_models
-        return [candidate for candidate in wanted.candidates
-                if now >= unknown.get((candidate.provider.name, wanted.models.get(
-                    candidate.provider.name, "")), -math.inf)] or wanted.candidates
+        return [candidate for candidate in among
+                if now >= unknown.get((candidate.provider.name, models.get(
+                    candidate.provider.name, "")), -math.inf)] or among
 
     # -- conversations
 
-    def _bind(self, wanted: Wanted, candidate: Candidate, now: float) -> None:
+    def _bind(self, wanted: Attempts, candidate: Candidate, now: float) -> None:
         session, sticky = wanted.session, self._sticky
         if session in sticky:
             sticky.move_to_end(session)
@@ -6156,7 +6141,7 @@ class AccountPool:
 
     # -- what came of it
 
-    def answered(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None,
+    def answered(self, lease: Lease, wanted: Attempts, limits: Optional[ToldLimits] = None,
                  whole: bool = False) -> None:
         """The account serves this request, with a ``whole`` answer or with a stream, which is
         ``completed`` later.  The conversation stays with it."""
@@ -6181,7 +6166,7 @@ class AccountPool:
         lease.state.answered(lease.began, lease.is_probe, whole, now)
         lease.is_probe = False
 
-    def completed(self, lease: Lease, wanted: Wanted) -> None:
+    def completed(self, lease: Lease, wanted: Attempts) -> None:
         """A stream has ended well: only now its account's failures in a row are over."""
         with self._lock:
             state = lease.state
@@ -6209,7 +6194,7 @@ class AccountPool:
     def release(
         self,
         lease: Lease,
-        wanted: Wanted,
+        wanted: Attempts,
         decision: Optional[Decision] = None,
         outcome: Optional[Outcome] = None,
     ) -> float:
@@ -6234,7 +6219,7 @@ class AccountPool:
             state.last_error = decision.case
             return state.rest(decision, outcome.ready_in, lease.began, now)
 
-    def _exclude(self, lease: Lease, wanted: Wanted, now: float) -> None:
+    def _exclude(self, lease: Lease, wanted: Attempts, now: float) -> None:
         model = wanted.models.get(lease.provider.name, "")
         if not model or lease.account is None:
             return
@@ -6245,12 +6230,13 @@ class AccountPool:
 
     # -- looking
 
-    def ready_in(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float] = {}) -> float:
-        """Seconds until a candidate may be asked; inf where none will be."""
+    def ready_in(self, among: Sequence[Candidate], models: Mapping[str, str] = {},
+                 again_at: Mapping[tuple[str, str], float] = {}) -> float:
+        """Seconds until one of some candidates may be asked; inf where none will be."""
         now = self.monotonic()
         with self._lock:
             return min((self._delay(candidate, again_at, now)[0]
-                        for candidate in self._eligible(wanted, now)), default=math.inf)
+                        for candidate in self._eligible(among, models, now)), default=math.inf)
 
     def could_serve(self, provider: Provider) -> bool:
         """Whether a provider has anybody who could serve now."""
@@ -6299,8 +6285,12 @@ def state_key(candidate: Candidate) -> tuple[Any, ...]:
     return candidate.key, candidate.provider.base_url, account.header, account.secret, account.source
 
 
-class Attempts(Wanted):
+class Attempts:
     """The calls that one request makes, as values: who, when, whether once more.
+
+    What it wants of the pool: ``session`` is the conversation's key, "" for none;
+    ``models`` are the ids that each provider would be sent; ``paces``: its 429s speak for the
+    account and its 404s for the model (token counting and other paths have limits of their own).
 
     No I/O: the engine (16) makes the calls and the waits, and the simulation in
     tests/test_11_simulation.py does without either.  ``step()`` gives a Lease to call
@@ -6316,8 +6306,14 @@ class Attempts(Wanted):
     _failures: dict[tuple[str, str], int] = {}
     _hopeless: frozenset[tuple[str, str]] = frozenset()
 
-    def __init__(self, pool: AccountPool, strategy: str, retry: Retry, *wanted: Any) -> None:
-        super().__init__(*wanted)
+    def __init__(self, pool: AccountPool, strategy: str, retry: Retry,
+                 candidates: Sequence[Candidate], session: str = "", model: str = "",
+                 models: Mapping[str, str] = {}, paces: bool = True) -> None:
+        self.candidates = candidates
+        self.session = session
+        self.model = model
+        self.models = models
+        self.paces = paces
         self._pool = pool
         self._strategy = strategy
         self._retry = retry
@@ -6384,11 +6380,10 @@ class Attempts(Wanted):
 
         ``hopeful`` leaves those out that have just failed beyond hope.
         """
-        wanted = Wanted([candidate for candidate in self.candidates
-                         if not hopeful or candidate.key not in self._hopeless],
-                        models=self.models)
-        return self._pool.ready_in(wanted, {key: at for key, at in self._again_at.items()
-                                            if at < math.inf})
+        among = [candidate for candidate in self.candidates
+                 if not hopeful or candidate.key not in self._hopeless]
+        return self._pool.ready_in(among, self.models, {
+            key: at for key, at in self._again_at.items() if at < math.inf})
 
 
 class RequestRates:
@@ -6499,7 +6494,7 @@ class RequestRecord:
         self.id = request_id
         self.method = method
         self.started = started
-        self.attempts: list[Attempt] = []
+        self.attempts: list[tuple] = []  # as Attempt has them; 0.3 us less than to make one
         self.edits: Sequence[str] = ()
         self.usage = Usage()
 
@@ -6509,7 +6504,7 @@ class RequestRecord:
             "time": utc_text(self.started),
             "attempts": [dict(attempt._asdict(), seconds=round(attempt.seconds, 6),
                               began_seconds=round(attempt.began_seconds, 6))
-                         for attempt in self.attempts],
+                         for attempt in map(Attempt._make, self.attempts)],
             "edits": list(self.edits),
             "input_tokens": self.usage.input,
             "output_tokens": self.usage.output,
@@ -6533,7 +6528,7 @@ class RequestRecord:
         if len(self.attempts) > 1:
             words.append("tried " + ", ".join(
                 "%s/%s %s" % (attempt.provider, attempt.account, attempt.status or attempt.outcome)
-                for attempt in self.attempts))
+                for attempt in map(Attempt._make, self.attempts)))
         if self.usage.input or self.usage.output:
             words.append("%d in %d out" % (self.usage.input, self.usage.output))
         words.append("%.3f s" % self.seconds)
@@ -6854,7 +6849,7 @@ class Kind(NamedTuple):
 # What of a record is in its kind, behind the minute and the cases.
 KIND_OF = operator.attrgetter("route", "provider", "account", "status", "ended",
                               "mapped_model", "model")
-CASE_OF = operator.attrgetter("case")
+CASE_OF = operator.itemgetter(Attempt._fields.index("case"))
 # What is added up: the tokens, and how long it took.
 FIGURES_OF = operator.attrgetter("usage.input", "usage.output", "usage.cache_read",
                                  "usage.cache_write", "seconds", "first_byte_seconds")
@@ -11561,6 +11556,7 @@ class Admission:
                 # A gateway key under some other scheme must not go upstream as
                 # the client's own either; a scheme without a key is nothing.
                 self.own_credentials.append((name, value))
+        self.has_own = bool(self.own_credentials)
         self.barred = ""
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not self.key:
@@ -12254,9 +12250,9 @@ class Engine:
     def _attempts(self, exchange: Exchange) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
         routed, served, admission = exchange.routed, exchange.served, exchange.admission
-        has_own = bool(admission.own_credentials)
-        found = routed.candidates[has_own]
-        if not found and routed.providers and not usable_providers(routed.providers, has_own):
+        found = routed.candidates[admission.has_own]
+        if not found and routed.providers and not usable_providers(
+                routed.providers, admission.has_own):
             raise RequestError(
                 401, "provider %s has no account here and the request brought no credential of "
                      "its own (an x-api-key or Authorization header)" % routed.providers[0].name,
@@ -12354,7 +12350,7 @@ class Engine:
         result: Union[HttpResponse, Result] = ABANDONED
         upstream = None
         try:
-            if lease.account is not None and lease.account.source is not None:
+            if lease.account is not None and lease.candidate.source is not None:
                 lease.secret = self._renewal.secret(lease.provider, lease.account, exchange.watch)
             upstream = self._send(exchange, lease)
             result = self._received(exchange, lease, upstream)
@@ -12371,19 +12367,19 @@ class Engine:
                 kind, status, case = result.outcome[0], result.outcome[1], result.decision.case
                 if upstream is not None:
                     upstream.close()
-            record.attempts.append(Attempt(provider, account, kind, status, now - lease.began,
-                                           case, lease.began - began))
+            record.attempts.append((provider, account, kind, status, now - lease.began,
+                                    case, lease.began - began))
         return result
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
-        provider = lease.provider
+        provider, key = lease.provider, lease.candidate.key
         if exchange.readings:
             exchange.turn_to(provider)
-        sent = exchange.bodies[provider.name]
+        sent = exchange.bodies[key[0]]
         body, secret, heads = sent.body, lease.secret, exchange.served.upstream_heads
         # Only a body's length and what a body asks of the head differ as a rule.
-        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
+        kind = (exchange.admission, key, secret.reveal() if secret is not None else "",
                 exchange.door.betas, sent.drop_betas, body is None)
         head = None
         try:

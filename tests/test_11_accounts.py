@@ -54,8 +54,9 @@ class PoolTestCase(unittest.TestCase):
         model = settings.get("model", "m")
         found = [each for row in providers for each in gw.candidates(row, model)]
         models = {row.name: model for row in providers}
-        return gw.Wanted(found, settings.get("session", ""), model, models,
-                         settings.get("paces", True))
+        return gw.Attempts(
+            self.pool, "failover", gw.Retry(3, 30.0),
+            found, settings.get("session", ""), model, models, settings.get("paces", True))
 
     def accounts(self, *account_names, **settings):
         """What wants one provider p of plain accounts."""
@@ -340,7 +341,7 @@ class HardAndSoftTest(PoolTestCase):
     def test_out_is_nobody_to_wait_for(self):
         wanted = self.accounts("a")
         self.broken(wanted, answer(401))
-        self.assertEqual((self.wait(wanted), self.pool.ready_in(wanted)), (math.inf, math.inf))
+        self.assertEqual((self.wait(wanted), wanted.ready_in()), (math.inf, math.inf))
         self.assertFalse(self.pool.could_serve(wanted.candidates[0].provider))
         self.clock.advance(1800)
         self.assertEqual(self.lease(wanted).name, "p/a")
@@ -488,7 +489,7 @@ class UnknownModelTest(PoolTestCase):
         wanted = self.wanted(self.first, self.second)
         self.broken(wanted, self.refused)
         self.broken(wanted, answer(429, ready_in=40.0))
-        self.assertEqual(self.pool.ready_in(wanted), 40)
+        self.assertEqual(wanted.ready_in(), 40)
 
     def test_bounded(self):
         for number in range(gw.MAX_UNKNOWN_MODELS + 100):
@@ -777,7 +778,7 @@ class LeaseTest(PoolTestCase):
 
     def test_nobody_is_never(self):
         self.assertEqual(self.wait(self.wanted()), math.inf)
-        self.assertEqual(self.pool.ready_in(self.wanted()), math.inf)
+        self.assertEqual(self.pool.ready_in([]), math.inf)
 
     def test_given_back_once(self):
         wanted = self.accounts("a")
@@ -821,8 +822,9 @@ class LeaseTest(PoolTestCase):
 class AttemptsTest(PoolTestCase):
 
     def attempts(self, wanted, max_attempts=3, max_wait_seconds=30.0, strategy="failover"):
-        return gw.Attempts(self.pool, strategy, gw.Retry(max_attempts, max_wait_seconds),
-                           *vars(wanted).values())
+        return gw.Attempts(
+            self.pool, strategy, gw.Retry(max_attempts, max_wait_seconds), wanted.candidates,
+            wanted.session, wanted.model, wanted.models, wanted.paces)
 
     def walk(self, attempts, outcomes):
         """Names and waits of a request whose calls end so; its end is None."""
