@@ -1084,7 +1084,7 @@ class ConversationKeyTest(unittest.TestCase):
 
     def test_no_session(self):
         plain = self.key()
-        self.assertRegex(plain, r"\A#-?[0-9a-f]+\Z")
+        self.assertIsInstance(plain, int)  # so that it is nobody's session
         for user_id in (None, 5, "", "user_1", "{", "[]", "{}", '{"session_id": 5}',
                         '{"session_id": ""}', '{"session_id": "\\u00e4"}', "\ud800",
                         "x_session_", '{"session_id": "%s"}' % ("x" * 1000)):
@@ -1131,7 +1131,8 @@ class ConversationKeyTest(unittest.TestCase):
         for _ in range(100000):
             deep = [deep]
         for content in (None, 5, "\ud800", [5], [None], {"a": 1}, deep):
-            self.assertIsInstance(self.key(messages=[{"role": "user", "content": content}]), str)
+            self.assertIsInstance(
+                self.key(messages=[{"role": "user", "content": content}]), (str, int))
 
 
 class RequestRatesTest(unittest.TestCase):
