@@ -3784,12 +3784,6 @@ SESSION_HEADER = "x-claude-code-session-id"
 SESSION_IN_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,64})$")
 
 
-def told_session(headers: Headers) -> str:
-    """Claude Code's session as a head tells it, "" for none."""
-    session = headers.get(SESSION_HEADER)
-    return session if VISIBLE_ASCII.fullmatch(session) else ""
-
-
 def conversation_key(body: Body) -> Union[str, int]:
     """What stays the same while a conversation grows (contract section 9), if no head tells.
 
@@ -5741,16 +5735,18 @@ class Candidate:
 
     ``key`` tells it from all others, ``name`` is how logs and errors call it.  The
     lowest ``tier`` goes first, a strategy chooses within one; ``weight`` is its share.
-    ``per_minute`` and ``at_once`` are its settings' bounds, if any.
+    ``per_minute`` and ``at_once`` are its settings' bounds, if any; ``sourced`` is the
+    account if its key comes from section 14.
     """
 
-    __slots__ = ("provider", "account", "secret", "source", "key", "name", "tier", "weight",
+    __slots__ = ("provider", "account", "secret", "sourced", "key", "name", "tier", "weight",
                  "per_minute", "at_once")
 
     def __init__(self, provider: Provider, account: Optional[Account]) -> None:
         self.provider = provider
         self.account = account
-        self.secret, self.source = (account.secret, account.source) if account else (None, None)
+        self.secret = account.secret if account else None
+        self.sourced = account if account and account.source is not None else None
         self.key = provider.name, account.name if account else ""
         self.name = "/".join(filter(None, self.key))
         self.tier = provider.priority, account.priority if account else 0.0
@@ -6230,8 +6226,8 @@ class AccountPool:
 
     # -- looking
 
-    def ready_in(self, among: Sequence[Candidate], models: Mapping[str, str] = {},
-                 again_at: Mapping[tuple[str, str], float] = {}) -> float:
+    def ready_in(self, among: Sequence[Candidate], models: Mapping[str, str],
+                 again_at: Mapping[tuple[str, str], float]) -> float:
         """Seconds until one of some candidates may be asked; inf where none will be."""
         now = self.monotonic()
         with self._lock:
@@ -11414,15 +11410,13 @@ class ChatDoor(Door):
 class Exchange(LiveRequest):
     """One request on its way through the engine, with its record."""
 
-    # Set when it goes upstream: to whom it may go, the bytes for each provider by its name,
-    # fixed before the first call, and the calls.
+    # Set when it goes upstream: to whom, each provider's bytes, which are fixed before the
+    # first call, and the calls; the path there, if not its own.
     routed: Routed
     bodies: dict[str, Prepared]
     attempts: Attempts
-    # Where it goes upstream, if not where it came.
     path = ""
-    # Answers are collected and must be JSON objects; what is not repeatable is sent
-    # again only if surely not done.
+    # A whole answer is to be a JSON object; what is not repeatable goes again if not done.
     whole = repeatable = True
     heartbeat: Optional[Heartbeat] = None
     may_resend = True
@@ -11543,8 +11537,9 @@ class Admission:
                                        config.allowed_hosts, route is not None and route.page)
         origin = request.headers.get("origin")
         self.origin = origin if origin in config.cors_origins and request.method != "OPTIONS" else ""
-        offered = request.headers.get("x-request-id")
-        self.request_id = offered if VISIBLE_ASCII.fullmatch(offered) else ""
+        offered = map(request.headers.get, ("x-request-id", SESSION_HEADER))
+        self.request_id, self.session = (
+            text if VISIBLE_ASCII.fullmatch(text) else "" for text in offered)
         self.key = ""
         self.own_credentials: list[tuple[str, str]] = []
         presented = presented_credentials(request.headers)
@@ -11565,7 +11560,6 @@ class Admission:
         self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
         self.route_name, self.handler = (route.name, route.handler) if route else ("", "")
         self.is_message = self.route_name in MESSAGE_ROUTES
-        self.session = told_session(request.headers)
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
@@ -11675,19 +11669,20 @@ def prepared(
     ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is used
     instead of the provider's own setting of that rule.
     """
-    before, model, edits = body, spoken.model, []
+    before, model = body, spoken.model
+    edits: tuple[str, ...] = ()
     if spoken.thinks:
         # What the model that answers takes, where that can be told.
         body = with_thinking(body, spoken.stem if model_generation(model) is None else model)
-        edits.append("thinking_suffix")
+        edits += ("thinking_suffix",)
     if model != body["model"]:
         body = dict(body, model=model)
-        edits.append("model")
+        edits += ("model",)
     profile = dict(provider.sanitize, thinking=thinking) if thinking else provider.sanitize
+    rules: Sequence[str] = ()
     betas: tuple[str, ...] = ()
     collects = False
     try:
-        rules: Sequence[str] = ()
         if not is_clean(body, profile):
             body, rules = sanitized(body, profile)
         if profile["unknown_fields"]:
@@ -11698,7 +11693,7 @@ def prepared(
         if collect != "never" and before.get("stream") is not True and (
                 collect == "always" or asks_above(body, COLLECT_ABOVE_TOKENS)):
             collects, body = True, dict(body, stream=True)
-            edits.append("collect")
+            edits += ("collect",)
         return Prepared(spell(body), model, (*edits, *rules), collects, betas)
     except RecursionError:
         # JSON so deep that it parsed only just is the client's fault.
@@ -12302,7 +12297,8 @@ class Engine:
     def _called_again(self, exchange: Exchange, lease: Lease,
                       result: Result) -> Union[HttpResponse, Result]:
         """What came of a call that was no good; of the next one, should that mend it."""
-        attempts, again = exchange.attempts, result
+        attempts = exchange.attempts
+        again: Union[HttpResponse, Result] = result
         if result.decision.blame and attempts.may_repeat():
             renewed = self._renewed(exchange, lease)
             if renewed is True:
@@ -12345,13 +12341,14 @@ class Engine:
 
     def _call(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Result]:
         """One upstream call, its attempt in the record; a good answer, or what follows from it."""
-        exchange.asked = provider, account = lease.candidate.key
+        candidate = lease.candidate
+        exchange.asked = provider, account = candidate.key
         exchange.stage, exchange.tokens_so_far = "waiting", None
         result: Union[HttpResponse, Result] = ABANDONED
         upstream = None
         try:
-            if lease.account is not None and lease.candidate.source is not None:
-                lease.secret = self._renewal.secret(lease.provider, lease.account, exchange.watch)
+            if candidate.sourced is not None:
+                lease.secret = self._renewal.secret(lease.provider, candidate.sourced, exchange.watch)
             upstream = self._send(exchange, lease)
             result = self._received(exchange, lease, upstream)
         except UpstreamError as error:

@@ -778,7 +778,7 @@ class LeaseTest(PoolTestCase):
 
     def test_nobody_is_never(self):
         self.assertEqual(self.wait(self.wanted()), math.inf)
-        self.assertEqual(self.pool.ready_in([]), math.inf)
+        self.assertEqual(self.wanted().ready_in(), math.inf)
 
     def test_given_back_once(self):
         wanted = self.accounts("a")
@@ -1065,7 +1065,9 @@ class ConversationKeyTest(unittest.TestCase):
     def key(self, session=None, **body):
         headers = gw.Headers([("X-Claude-Code-Session-Id", session)] if session else [])
         body.setdefault("messages", [{"role": "user", "content": "Hello"}])
-        return gw.told_session(headers) or gw.conversation_key(body)
+        request = gw.HttpRequest("POST", "/v1/messages", headers)
+        admission = gw.Admission(request, gw.Served(gw.Config.from_dict({})))
+        return admission.session or gw.conversation_key(body)
 
     def test_where_a_session_stands(self):
         uuid = "0f1e2d3c-0000-4000-8000-123456789abc"
