@@ -1874,10 +1874,10 @@ class ToldLimits:
 
     def __init__(self, pairs: list[tuple[str, str]], wall_now: float) -> None:
         self._pairs, self._wall_now = pairs, wall_now
-        text = "\n".join(map(":".join, pairs)).lower()
+        text = "\n" + "\n".join(map(VALUE_OF, pairs))
         # A remaining count of 0, or the status "rejected": what can, and little else.
-        self.may_be_used_up = "-remaining:0" in text or "-status:r" in text
-        if len(text) > MAX_KEPT_HEAD_BYTES:
+        self.may_be_used_up = "\n0" in text or "\nr" in text or "\nR" in text
+        if len(text) + 70 * len(pairs) > MAX_KEPT_HEAD_BYTES:  # names have up to 70
             self.by_name()  # what is kept has a bound in bytes, too
 
     def by_name(self) -> dict[str, RateLimit]:
@@ -3682,11 +3682,10 @@ def is_clean(body: Body, profile: Mapping[str, Any]) -> bool:
     """
     try:
         marks = marks_of_clean_turns(body["messages"], profile)
-        system, tools = body.get("system"), body.get("tools")
-        if system and isinstance(system, list):
-            marks += marks_of_clean_blocks(system)
-        if tools and isinstance(tools, list):
-            marks += sum(map(operator.contains, tools, repeat("cache_control")))
+        if "system" in body and isinstance(body["system"], list):
+            marks += marks_of_clean_blocks(body["system"])
+        if "tools" in body and isinstance(body["tools"], list):
+            marks += sum(map(operator.contains, body["tools"], repeat("cache_control")))
     except (AttributeError, LookupError, TypeError):
         return False
     if "cache_control" in body:
@@ -3696,12 +3695,12 @@ def is_clean(body: Body, profile: Mapping[str, Any]) -> bool:
 
 def marks_of_clean_turns(messages: list, profile: Mapping[str, Any]) -> int:
     """How many marks messages bear.  Raises where a rule may find something to do."""
-    refused_role = "system" if profile["system_messages"] == "user" else None
+    roles = ROLES[:2] if profile["system_messages"] == "user" else ROLES  # the system is last
     merges, marks, last = profile["merge_roles"], 0, None
     open_calls: set[str] = set()
     for message in messages:
         role, content = message["role"], message["content"]
-        if role not in ROLES or role == refused_role or merges and role == last or not content:
+        if role not in roles or merges and role == last or not content:
             raise LookupError("a role or a message")
         last = role
         if "cache_control" in message:
@@ -3762,8 +3761,6 @@ def marks_of_clean_blocks(blocks: list) -> int:
 def sanitized(body: Body, profile: Mapping[str, Any]) -> tuple[Body, list[str]]:
     """A body after all rules, and the names of those that changed it."""
     edits: list[str] = []
-    if is_clean(body, profile):
-        return body, edits
     for name, rule in SANITIZE_RULES.items():
         if profile[name] is None:
             continue
@@ -3852,22 +3849,20 @@ SESSION_HEADER = "x-claude-code-session-id"
 SESSION_IN_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,64})$")
 
 
-def conversation_key(headers: Headers, body: Body) -> str:
-    """What stays the same while a conversation grows (contract section 9).
+def conversation_key(body: Body) -> Union[str, int]:
+    """What stays the same while a conversation grows (contract section 9), if no head tells.
 
-    Claude Code's session, by header or in ``metadata.user_id``; else a hash of what begins
+    Claude Code's session in ``metadata.user_id``; else a number, the hash of what begins
     the conversation.  It stays in this process, whose own hash serves: SHA-256 of all the
-    text as one took 15 us more.
+    text as one took 15 us more, to write the number down 0.3.
     """
-    session = headers.get(SESSION_HEADER)
-    if session and VISIBLE_ASCII.fullmatch(session):
-        return session
-    metadata = body.get("metadata")
-    user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
-    if isinstance(user_id, str) and "session" in user_id:
-        found = session_of_user(user_id)
-        if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
-            return found
+    if "metadata" in body:
+        metadata = body["metadata"]
+        user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
+        if isinstance(user_id, str) and "session" in user_id:
+            found = session_of_user(user_id)
+            if isinstance(found, str) and VISIBLE_ASCII.fullmatch(found):
+                return found
     first = None
     for message in body["messages"]:
         if message.get("role") == "user":
@@ -3876,9 +3871,9 @@ def conversation_key(headers: Headers, body: Body) -> str:
     opening = body.get("system"), first
     try:
         try:
-            return "#%x" % hash(opening)
+            return hash(opening)
         except TypeError:  # not strings both
-            return "#%x" % hash(tuple(map(bare_content, opening)))
+            return hash(tuple(map(bare_content, opening)))
     except RecursionError:
         return ""  # nested as deep as may be: no conversation that a person holds
 
@@ -5805,14 +5800,18 @@ class Candidate:
 
     ``key`` tells it from all others, ``name`` is how logs and errors call it.  The
     lowest ``tier`` goes first, a strategy chooses within one; ``weight`` is its share.
-    ``per_minute`` and ``at_once`` are its settings' bounds, if any.
+    ``per_minute`` and ``at_once`` are its settings' bounds, if any; ``sourced`` is the
+    account if its key comes from section 14.
     """
 
-    __slots__ = ("provider", "account", "key", "name", "tier", "weight", "per_minute", "at_once")
+    __slots__ = ("provider", "account", "secret", "sourced", "key", "name", "tier", "weight",
+                 "per_minute", "at_once")
 
     def __init__(self, provider: Provider, account: Optional[Account]) -> None:
         self.provider = provider
         self.account = account
+        self.secret = account.secret if account else None
+        self.sourced = account if account and account.source is not None else None
         self.key = provider.name, account.name if account else ""
         self.name = "/".join(filter(None, self.key))
         self.tier = provider.priority, account.priority if account else 0.0
@@ -5840,8 +5839,6 @@ def serves_model(account: Account, model: str) -> bool:
 
 # May be asked at once: the seconds of AccountState.delay.
 READY = 0.0, 0.0
-# Of a conversation that has no account yet: whose it is, and since when.
-NOT_BOUND = None, -math.inf
 
 
 class AccountState:
@@ -5922,13 +5919,8 @@ class AccountState:
             or now < max(self.hard_until, self.soft_until, self.ramp_from + RAMP_SECONDS))
         return wait, rank
 
-    def start(self, candidate: Candidate, now: float) -> bool:
-        """One more request begins; whether it is the probe."""
-        self.in_flight += 1
-        if candidate.per_minute is not None:
-            self.starts.append(now)
-        if not self.troubled:
-            return False
+    def start(self, now: float) -> bool:
+        """One more request begins on a troubled one; whether it is the probe."""
         if now >= self.ramp_from:
             self.ramp_started += 1
         is_probe = self.wants_probe and now >= self.hard_until
@@ -6019,40 +6011,29 @@ class Lease:
     ``secret`` is the account's credential in force, None for the client's own.
     """
 
-    __slots__ = ("candidate", "provider", "account", "name", "secret", "began", "state", "is_probe")
+    __slots__ = ("candidate", "provider", "account", "secret", "began", "state", "is_probe")
 
     def __init__(self, candidate: Candidate, began: float, state: AccountState,
                  is_probe: bool) -> None:
         self.candidate = candidate
-        # Members and no properties: they are asked for some twenty times a request.
+        # Members and no properties: they are asked for some ten times a request.
         self.provider = candidate.provider
-        self.account = account = candidate.account
-        self.name = candidate.name
-        self.secret = account.secret if account is not None else None
+        self.account = candidate.account
+        self.secret = candidate.secret
         self.began = began
         self.state = state
         self.is_probe = is_probe
+
+    @property
+    def name(self) -> str:
+        """How logs and errors call its account."""
+        return self.candidate.name
 
     def credentials(self) -> list[tuple[str, str]]:
         """The header to send; none for the client's own."""
         if self.account is None or self.secret is None:
             return []
         return self.account.credentials(self.secret)
-
-
-class Wanted(NamedTuple):
-    """What one request wants of the pool.
-
-    ``session`` is the conversation's key, "" for none; ``models`` are the ids
-    that each provider would be sent; ``paces``: its 429s speak for the account and
-    its 404s for the model (token counting and other paths have limits of their own).
-    """
-
-    candidates: Sequence[Candidate]
-    session: str = ""
-    model: str = ""
-    models: Mapping[str, str] = {}
-    paces: bool = True
 
 
 class StatesFound(Dict[Candidate, AccountState]):
@@ -6085,9 +6066,10 @@ class AccountPool:
         self._state_of = StatesFound(self._states)
         self._leases_count = 0
         self._turn = 0.0
-        # (conversation, model) -> (candidate's key, last use); the oldest go.
-        self._sticky: collections.OrderedDict[tuple[str, str], tuple[Any, float]] = (
-            collections.OrderedDict())
+        # Conversation -> model, None for any -> (candidate's key, last use); the oldest go.
+        self._sticky: collections.OrderedDict[
+            Union[str, int], dict[Optional[str], tuple[Any, float]]] = collections.OrderedDict()
+        self._noted_count = 0
         # (provider, upstream's model id) -> until when it is known not to know it.
         self._unknown_models: dict[tuple[str, str], float] = {}
 
@@ -6095,7 +6077,7 @@ class AccountPool:
 
     def acquire(
         self,
-        wanted: Wanted,
+        wanted: Attempts,
         strategy: str,
         again_at: Mapping[tuple[str, str], float] = {},
     ) -> Union[Lease, float]:
@@ -6109,12 +6091,15 @@ class AccountPool:
         """
         now = self.monotonic()
         with self._lock:
-            own = self._own(wanted, strategy, again_at, now) if wanted.session else None
+            eligible = wanted.candidates
+            if self._unknown_models:
+                eligible = self._eligible(eligible, wanted.models, now)
+            own = self._own(wanted, eligible, again_at, now) if wanted.session else None
             if own is not None:
-                return own
+                return self._taken(own, strategy, now)
             ready: list[Candidate] = []
             later: list[tuple[float, float, int, Candidate]] = []
-            for place, candidate in enumerate(self._eligible(wanted, now)):
+            for place, candidate in enumerate(eligible):
                 wait, rank = self._delay(candidate, again_at, now)
                 if wait <= 0 and rank <= 0:
                     ready.append(candidate)
@@ -6135,23 +6120,26 @@ class AccountPool:
             return max(wait, again_at[candidate.key] - now), 2 * RATHER_WAIT_SECONDS
         return wait, rank
 
-    def _own(self, wanted: Wanted, strategy: str, again_at: Mapping[tuple[str, str], float],
-             now: float) -> Optional[Lease]:
+    def _own(self, wanted: Attempts, eligible: Sequence[Candidate],
+             again_at: Mapping[tuple[str, str], float], now: float) -> Optional[Candidate]:
         """The account that the conversation had, if it is ready: then nobody else is looked at.
 
         For a model that is new in it, any that it had.
         """
-        for model in (wanted.model, ""):
-            bound, since = self._sticky.get((wanted.session, model), NOT_BOUND)
-            if now - since < STICKY_SECONDS:
-                break
-        else:
+        session, sticky = wanted.session, self._sticky
+        if session not in sticky:
             return None
-        for candidate in self._eligible(wanted, now):
+        noted = sticky[session]
+        bound, since = noted[wanted.model if wanted.model in noted else None]
+        if now - since >= STICKY_SECONDS:
+            bound, since = noted[None]
+            if now - since >= STICKY_SECONDS:
+                return None
+        for candidate in eligible:
             if candidate.key == bound:
-                if bound in again_at or self._state_of[candidate].delay(candidate, now) != READY:
-                    return None
-                return self._taken(candidate, strategy, now)
+                is_ready = bound not in again_at and (
+                    self._state_of[candidate].delay(candidate, now) == READY)
+                return candidate if is_ready else None
         return None
 
     def _best(self, ready: Sequence[Candidate], strategy: str) -> Candidate:
@@ -6175,37 +6163,46 @@ class AccountPool:
         return turn, -candidate.weight
 
     def _taken(self, candidate: Candidate, strategy: str, now: float) -> Lease:
-        state = self._state_of[candidate]
+        state, turn = self._state_of[candidate], self._turn
         self._leases_count += 1
+        state.in_flight += 1
         # Who has rested does not catch up: its turn is at least the others'.
-        if state.turn > self._turn:
-            self._turn = state.turn
+        if state.turn > turn:
+            self._turn = turn = state.turn
         # How far one request moves it back (stride scheduling).
-        state.turn = self._turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
-        return Lease(candidate, now, state, state.start(candidate, now))
+        state.turn = turn + (1.0 / candidate.weight if strategy == "weighted" else 1.0)
+        if candidate.per_minute is not None:
+            state.starts.append(now)
+        return Lease(candidate, now, state, state.troubled and state.start(now))
 
-    def _eligible(self, wanted: Wanted, now: float) -> Sequence[Candidate]:
+    def _eligible(self, among: Sequence[Candidate], models: Mapping[str, str],
+                  now: float) -> Sequence[Candidate]:
         """Those whose provider knows the model as far as is known; all where none does."""
         unknown = self._unknown_models
-        if not unknown:
-            return wanted.candidates
-        return [candidate for candidate in wanted.candidates
-                if now >= unknown.get((candidate.provider.name, wanted.models.get(
-                    candidate.provider.name, "")), -math.inf)] or wanted.candidates
+        return [candidate for candidate in among
+                if now >= unknown.get((candidate.provider.name, models.get(
+                    candidate.provider.name, "")), -math.inf)] or among
 
     # -- conversations
 
-    def _bind(self, wanted: Wanted, candidate: Candidate, now: float) -> None:
-        sticky, bound = self._sticky, (candidate.key, now)
-        for name in ((wanted.session, wanted.model), (wanted.session, "")):
-            sticky[name] = bound
-            sticky.move_to_end(name)
-        while len(sticky) > MAX_CONVERSATIONS:
-            sticky.popitem(last=False)
+    def _bind(self, wanted: Attempts, candidate: Candidate, now: float) -> None:
+        session, sticky = wanted.session, self._sticky
+        if session in sticky:
+            sticky.move_to_end(session)
+        else:
+            sticky[session] = {}
+            self._noted_count += 1
+        noted = sticky[session]
+        is_new = wanted.model not in noted
+        noted[wanted.model] = noted[None] = candidate.key, now
+        if is_new:
+            self._noted_count += 1
+            while self._noted_count > MAX_CONVERSATIONS:
+                self._noted_count -= len(sticky.popitem(last=False)[1])
 
     # -- what came of it
 
-    def answered(self, lease: Lease, wanted: Wanted, limits: Optional[ToldLimits] = None,
+    def answered(self, lease: Lease, wanted: Attempts, limits: Optional[ToldLimits] = None,
                  whole: bool = False) -> None:
         """The account serves this request, with a ``whole`` answer or with a stream, which is
         ``completed`` later.  The conversation stays with it."""
@@ -6215,11 +6212,12 @@ class AccountPool:
                 model = wanted.models.get(lease.provider.name, "")
                 self._unknown_models.pop((lease.provider.name, model), None)
             if wanted.paces:
+                state = lease.state
                 if wanted.session:
                     self._bind(wanted, lease.candidate, now)
-                if lease.state.troubled:
+                if state.troubled:
                     self._proved(lease, whole, now)
-                lease.state.learn(limits, now)
+                state.learn(limits, now)
             if whole:
                 self._back(lease)
 
@@ -6229,7 +6227,7 @@ class AccountPool:
         lease.state.answered(lease.began, lease.is_probe, whole, now)
         lease.is_probe = False
 
-    def completed(self, lease: Lease, wanted: Wanted) -> None:
+    def completed(self, lease: Lease, wanted: Attempts) -> None:
         """A stream has ended well: only now its account's failures in a row are over."""
         with self._lock:
             state = lease.state
@@ -6257,7 +6255,7 @@ class AccountPool:
     def release(
         self,
         lease: Lease,
-        wanted: Wanted,
+        wanted: Attempts,
         decision: Optional[Decision] = None,
         outcome: Optional[Outcome] = None,
     ) -> float:
@@ -6282,7 +6280,7 @@ class AccountPool:
             state.last_error = decision.case
             return state.rest(decision, outcome.ready_in, lease.began, now)
 
-    def _exclude(self, lease: Lease, wanted: Wanted, now: float) -> None:
+    def _exclude(self, lease: Lease, wanted: Attempts, now: float) -> None:
         model = wanted.models.get(lease.provider.name, "")
         if not model or lease.account is None:
             return
@@ -6293,12 +6291,13 @@ class AccountPool:
 
     # -- looking
 
-    def ready_in(self, wanted: Wanted, again_at: Mapping[tuple[str, str], float] = {}) -> float:
-        """Seconds until a candidate may be asked; inf where none will be."""
+    def ready_in(self, among: Sequence[Candidate], models: Mapping[str, str],
+                 again_at: Mapping[tuple[str, str], float]) -> float:
+        """Seconds until one of some candidates may be asked; inf where none will be."""
         now = self.monotonic()
         with self._lock:
             return min((self._delay(candidate, again_at, now)[0]
-                        for candidate in self._eligible(wanted, now)), default=math.inf)
+                        for candidate in self._eligible(among, models, now)), default=math.inf)
 
     def could_serve(self, provider: Provider) -> bool:
         """Whether a provider has anybody who could serve now."""
@@ -6350,6 +6349,10 @@ def state_key(candidate: Candidate) -> tuple[Any, ...]:
 class Attempts:
     """The calls that one request makes, as values: who, when, whether once more.
 
+    What it wants of the pool: ``session`` is the conversation's key, "" for none;
+    ``models`` are the ids that each provider would be sent; ``paces``: its 429s speak for the
+    account and its 404s for the model (token counting and other paths have limits of their own).
+
     No I/O: the engine (16) makes the calls and the waits, and the simulation in
     tests/test_11_simulation.py does without either.  ``step()`` gives a Lease to call
     with, or the seconds to wait, or None when it is over; a call that did not serve
@@ -6364,17 +6367,23 @@ class Attempts:
     _failures: dict[tuple[str, str], int] = {}
     _hopeless: frozenset[tuple[str, str]] = frozenset()
 
-    def __init__(self, pool: AccountPool, wanted: Wanted, routing: Routing, retry: Retry) -> None:
-        self.wanted = wanted
+    def __init__(self, pool: AccountPool, strategy: str, retry: Retry,
+                 candidates: Sequence[Candidate], session: Union[str, int] = "", model: str = "",
+                 models: Mapping[str, str] = {}, paces: bool = True) -> None:
+        self.candidates = candidates
+        self.session = session
+        self.model = model
+        self.models = models
+        self.paces = paces
         self._pool = pool
-        self._strategy = routing.strategy
+        self._strategy = strategy
         self._retry = retry
 
     def step(self) -> Union[Lease, float, None]:
         """What to do now: call with a lease, wait so many seconds, or nothing any more."""
         if self._over or self.calls_count >= self._retry.max_attempts:
             return None
-        found = self._pool.acquire(self.wanted, self._strategy, self._again_at)
+        found = self._pool.acquire(self, self._strategy, self._again_at)
         if isinstance(found, Lease):
             self.calls_count += 1
             return found
@@ -6404,7 +6413,7 @@ class Attempts:
     def failed(self, lease: Lease, decision: Decision, outcome: Outcome) -> float:
         """A call did not serve: gives the lease back; the seconds that its account rests."""
         key, now = lease.candidate.key, self._pool.monotonic()
-        rests = self._pool.release(lease, self.wanted, decision, outcome)
+        rests = self._pool.release(lease, self, decision, outcome)
         count = self._failures.get(key, 0) + 1
         self._failures = {**self._failures, key: count}
         again_at = math.inf
@@ -6422,7 +6431,7 @@ class Attempts:
             self._hopeless |= {key}
         if decision.action == "next_provider":
             self._again_at.update(
-                (candidate.key, math.inf) for candidate in self.wanted.candidates
+                (candidate.key, math.inf) for candidate in self.candidates
                 if candidate.provider.name == lease.provider.name)
         self._over = self._over or decision.action == "give_up"
         return rests
@@ -6432,13 +6441,10 @@ class Attempts:
 
         ``hopeful`` leaves those out that have just failed beyond hope.
         """
-        wanted = self.wanted
-        if hopeful:
-            wanted = wanted._replace(candidates=[
-                candidate for candidate in wanted.candidates
-                if candidate.key not in self._hopeless])
-        return self._pool.ready_in(wanted, {key: at for key, at in self._again_at.items()
-                                            if at < math.inf})
+        among = [candidate for candidate in self.candidates
+                 if not hopeful or candidate.key not in self._hopeless]
+        return self._pool.ready_in(among, self.models, {
+            key: at for key, at in self._again_at.items() if at < math.inf})
 
 
 class RequestRates:
@@ -6549,8 +6555,8 @@ class RequestRecord:
         self.id = request_id
         self.method = method
         self.started = started
-        self.attempts: list[Attempt] = []
-        self.edits: list[str] = []
+        self.attempts: list[tuple] = []  # as Attempt has them; 0.3 us less than to make one
+        self.edits: Sequence[str] = ()
         self.usage = Usage()
 
     def as_dict(self) -> dict:
@@ -6559,7 +6565,8 @@ class RequestRecord:
             "time": utc_text(self.started),
             "attempts": [dict(attempt._asdict(), seconds=round(attempt.seconds, 6),
                               began_seconds=round(attempt.began_seconds, 6))
-                         for attempt in self.attempts],
+                         for attempt in map(Attempt._make, self.attempts)],
+            "edits": list(self.edits),
             "input_tokens": self.usage.input,
             "output_tokens": self.usage.output,
             "cache_read_tokens": self.usage.cache_read,
@@ -6582,7 +6589,7 @@ class RequestRecord:
         if len(self.attempts) > 1:
             words.append("tried " + ", ".join(
                 "%s/%s %s" % (attempt.provider, attempt.account, attempt.status or attempt.outcome)
-                for attempt in self.attempts))
+                for attempt in map(Attempt._make, self.attempts)))
         if self.usage.input or self.usage.output:
             words.append("%d in %d out" % (self.usage.input, self.usage.output))
         words.append("%.3f s" % self.seconds)
@@ -6903,7 +6910,7 @@ class Kind(NamedTuple):
 # What of a record is in its kind, behind the minute and the cases.
 KIND_OF = operator.attrgetter("route", "provider", "account", "status", "ended",
                               "mapped_model", "model")
-CASE_OF = operator.attrgetter("case")
+CASE_OF = operator.itemgetter(Attempt._fields.index("case"))
 # What is added up: the tokens, and how long it took.
 FIGURES_OF = operator.attrgetter("usage.input", "usage.output", "usage.cache_read",
                                  "usage.cache_write", "seconds", "first_byte_seconds")
@@ -7153,8 +7160,8 @@ class LiveRequest:
     # Given by Alive once it is looked at; ids are the clients', and two may be the same.
     number = 0
     stage = "reading"
-    # Who is being asked.
-    provider = account = ""
+    # Who is being asked: a provider and its account.
+    asked = "", ""
     tokens_so_far: Optional[Callable[[], dict[str, int]]] = None
 
     def __init__(self, record: RequestRecord, began: float) -> None:
@@ -7172,8 +7179,8 @@ class LiveRequest:
             "key": record.key,
             "route": record.route,
             "model": record.model,
-            "provider": self.provider,
-            "account": self.account,
+            "provider": self.asked[0],
+            "account": self.asked[1],
             # The one under way is noted once it has come to something.
             "attempt": len(record.attempts) + (self.stage in ("waiting", "held")),
             "bytes_out": record.bytes_out,
@@ -11477,9 +11484,14 @@ class ChatDoor(Door):
 class Exchange(LiveRequest):
     """One request on its way through the engine, with its record."""
 
-    # Set when it goes upstream: what is sent, and the calls for it.
-    plan: Plan
+    # Set when it goes upstream: to whom, each provider's bytes, which are fixed before the
+    # first call, and the calls; the path there, if not its own.
+    routed: Routed
+    bodies: dict[str, Prepared]
     attempts: Attempts
+    path = ""
+    # A whole answer is to be a JSON object; what is not repeatable goes again if not done.
+    whole = repeatable = True
     heartbeat: Optional[Heartbeat] = None
     may_resend = True
     # The message request that goes upstream, and how its edits are spelled.
@@ -11518,13 +11530,16 @@ class Exchange(LiveRequest):
         return any(key.key.reveal() in text for key in self.served.config.auth.api_keys)
 
 
-class Spoken(NamedTuple):
+class Spoken:
     """What a provider calls a model, what that is without a suffix that asks for thinking,
     and whether it had one."""
 
-    model: str
-    stem: str
-    thinks: bool
+    __slots__ = ("model", "stem", "thinks")
+
+    def __init__(self, model: str, stem: str, thinks: bool) -> None:
+        self.model = model
+        self.stem = stem
+        self.thinks = thinks
 
     @property
     def rules_model(self) -> str:
@@ -11559,12 +11574,14 @@ class Routed:
     a credential of its own.
     """
 
-    __slots__ = ("providers", "spoken", "models", "candidates")
+    __slots__ = ("providers", "model", "spoken", "models", "candidates", "ways")
 
     def __init__(self, providers: Sequence[Provider], model: str) -> None:
         self.providers = providers
+        self.model = model
         self.spoken = {provider.name: spoken_model(provider, model) for provider in providers}
         self.models = {name: spoken.model for name, spoken in self.spoken.items()}
+        self.ways = [(provider.name, provider, self.spoken[provider.name]) for provider in providers]
         own = {provider.name: candidates(provider, model) for provider in providers}
         self.candidates = {has_own: [
             candidate for provider in usable_providers(providers, has_own)
@@ -11578,8 +11595,8 @@ class Admission:
     It hangs on nothing else and is worked out once for each kind of head.  ``refusal``
     is the browser guard's, ``barred`` what its credentials lack (contract section 5: any
     header that holds a key lets the request pass).  ``own_credentials`` are those that
-    are not gateway keys, as header pairs; ``request_id`` is the client's, or "", and
-    ``origin`` the listed one that an answer names, or "".
+    are not gateway keys, as header pairs; ``request_id`` and ``session`` are the client's,
+    or "", and ``origin`` the listed one that an answer names, or "".
     """
 
     def __init__(self, request: HttpRequest, served: Served) -> None:
@@ -11594,8 +11611,9 @@ class Admission:
                                        config.allowed_hosts, route is not None and route.page)
         origin = request.headers.get("origin")
         self.origin = origin if origin in config.cors_origins and request.method != "OPTIONS" else ""
-        offered = request.headers.get("x-request-id")
-        self.request_id = offered if VISIBLE_ASCII.fullmatch(offered) else ""
+        offered = map(request.headers.get, ("x-request-id", SESSION_HEADER))
+        self.request_id, self.session = (
+            text if VISIBLE_ASCII.fullmatch(text) else "" for text in offered)
         self.key = ""
         self.own_credentials: list[tuple[str, str]] = []
         presented = presented_credentials(request.headers)
@@ -11607,6 +11625,7 @@ class Admission:
                 # A gateway key under some other scheme must not go upstream as
                 # the client's own either; a scheme without a key is nothing.
                 self.own_credentials.append((name, value))
+        self.has_own = bool(self.own_credentials)
         self.barred = ""
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not self.key:
@@ -11614,6 +11633,7 @@ class Admission:
         # Nothing is to be said of most heads, which is one question instead of ten.
         self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
         self.route_name, self.handler = (route.name, route.handler) if route else ("", "")
+        self.is_message = self.route_name in MESSAGE_ROUTES
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
@@ -11635,6 +11655,8 @@ class Served:
         self.intercepts = config.warmup == "intercept"
         self.background_model = config.routing.background_model
         self.collect = config.stream.collect
+        self.sticky, self.strategy = config.routing.sticky, config.routing.strategy
+        self.retry, self.timeouts = config.retry, config.timeouts
         # By model and route; names are clients', so that they are bounded.
         self._routed: dict[tuple[str, str], Routed] = {}
         # By the kind of a client's head, and by that, the account and what the body asks
@@ -11716,29 +11738,31 @@ def prepared(
     ``collect`` is the setting ``stream.collect``; ``thinking``, where given, is used
     instead of the provider's own setting of that rule.
     """
-    before, (model, stem, thinks), edits = body, spoken, []
-    if thinks:
+    before, model = body, spoken.model
+    edits: tuple[str, ...] = ()
+    if spoken.thinks:
         # What the model that answers takes, where that can be told.
-        body = with_thinking(body, stem if model_generation(model) is None else model)
-        edits.append("thinking_suffix")
+        body = with_thinking(body, spoken.stem if model_generation(model) is None else model)
+        edits += ("thinking_suffix",)
     if model != body["model"]:
         body = dict(body, model=model)
-        edits.append("model")
+        edits += ("model",)
     profile = dict(provider.sanitize, thinking=thinking) if thinking else provider.sanitize
+    rules: Sequence[str] = ()
     betas: tuple[str, ...] = ()
     collects = False
     try:
-        body, rules = sanitized(body, profile)
+        if not is_clean(body, profile):
+            body, rules = sanitized(body, profile)
         if profile["unknown_fields"]:
             refused = [name for name in provider.refused_fields if name in body]
             if refused:
-                body = without_keys(body, *refused)
-                rules.append("unknown_fields")
+                body, rules = without_keys(body, *refused), [*rules, "unknown_fields"]
                 betas = tuple(FIELD_BETAS[name] for name in refused if name in FIELD_BETAS)
-        if before.get("stream") is not True and (collect == "always" or (
-                collect == "auto" and asks_above(body, COLLECT_ABOVE_TOKENS))):
+        if collect != "never" and before.get("stream") is not True and (
+                collect == "always" or asks_above(body, COLLECT_ABOVE_TOKENS)):
             collects, body = True, dict(body, stream=True)
-            edits.append("collect")
+            edits += ("collect",)
         return Prepared(spell(body), model, (*edits, *rules), collects, betas)
     except RecursionError:
         # JSON so deep that it parsed only just is the client's fault.
@@ -11751,34 +11775,13 @@ def asks_above(body: Body, limit: int) -> bool:
     return type(tokens) is int and tokens > limit  # not isinstance(): true is no number
 
 
-class Plan:
-    """What may be sent where: to whom, and each one's target and bytes.
-
-    Fixed before the first call: ``bodies`` maps a provider's name to what it is
-    sent.  ``whole`` answers are collected and must be JSON objects;
-    a request that is not ``repeatable`` is sent again only if surely not done.
-    """
-
-    __slots__ = ("routed", "model", "path", "bodies", "whole", "repeatable")
-
-    def __init__(self, routed: Routed, model: str, path: str, bodies: dict[str, Prepared],
-                 whole: bool = True, repeatable: bool = True) -> None:
-        self.routed = routed
-        self.model = model
-        self.path = path
-        self.bodies = bodies
-        self.whole = whole
-        self.repeatable = repeatable
-
-
 class Result(NamedTuple):
-    """What came of one call: an answer or an error; ``serves`` where it is a good answer."""
+    """What came of one call that did not serve: an answer or an error, and what follows."""
 
     outcome: Outcome
     decision: Decision
     response: Optional[HttpResponse] = None
     error: Optional[UpstreamError] = None
-    serves: bool = False
 
 
 def result_of(outcome: Outcome, response: Optional[HttpResponse] = None,
@@ -11788,20 +11791,19 @@ def result_of(outcome: Outcome, response: Optional[HttpResponse] = None,
 
 
 ABANDONED = result_of(Outcome("client_left"))
-# What a good answer comes to, by its status: most calls do, and nothing else counts.
-good_outcome = lru_cache(maxsize=8)(partial(Outcome, "answer"))
 
 
-def outcome_of(error: UpstreamError, lease: Lease, plan: Plan) -> Outcome:
-    """What a call came to that gave no answer."""
-    return Outcome(error.kind, transparent=lease.account is None, repeatable=plan.repeatable,
-                   ready_in=error.retry_after)
+def result_of_error(error: UpstreamError, exchange: Exchange, lease: Lease) -> Result:
+    """What follows from a call that gave no answer."""
+    return result_of(Outcome(
+        error.kind, transparent=lease.account is None, repeatable=exchange.repeatable,
+        ready_in=error.retry_after), None, error)
 
 
 def upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
     """The head for a call; no gateway key is in it."""
     request, provider, door = exchange.request, lease.provider, exchange.door
-    target = provider.base_url.prefix + exchange.plan.path
+    target = provider.base_url.prefix + (exchange.path or exchange.admission.path)
     if request.query and door.passes_query:
         query = "&".join(part for part in request.query.split("&")
                          if not exchange.holds_key(part))
@@ -12174,18 +12176,19 @@ class Engine:
         if served.background_model and is_background_task(body):
             model = served.background_model
             body, exchange.edits = dict(body, model=model), ["background_model"]
-        return self._attempts(exchange, self._plan(exchange, body, model, served.collect))
+        self._plan(exchange, body, model, served.collect)
+        return self._attempts(exchange)
 
     def forward_count(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/messages/count_tokens."""
         body = self._message(exchange)
-        plan = self._plan(exchange, body, body["model"], "never")
-        counted_as = next(iter(plan.routed.models.values()), plan.model)
-        counting = exchange.served.routed(plan.model, "count_tokens")
-        if plan.routed.providers and not counting.providers:
+        self._plan(exchange, body, body["model"], "never")
+        routed = exchange.routed
+        counted_as = next(iter(routed.models.values()), routed.model)
+        exchange.routed = exchange.served.routed(routed.model, "count_tokens")
+        if routed.providers and not exchange.routed.providers:
             return self._answer_estimate(exchange, counted_as)
-        plan.routed = counting
-        response = self._attempts(exchange, plan)
+        response = self._attempts(exchange)
         if not has_no_count(response):
             return response
         response.close("unread")  # it may be a stream that holds a lease
@@ -12200,13 +12203,12 @@ class Engine:
         return body
 
     @staticmethod
-    def _plan(exchange: Exchange, body: Body, model: str, collect: str) -> Plan:
+    def _plan(exchange: Exchange, body: Body, model: str, collect: str) -> None:
         """What goes to whom of a message."""
-        routed, bodies = exchange.served.routed(model), {}
-        for provider in routed.providers:
-            bodies[provider.name] = prepared(
-                exchange.spell, body, provider, routed.spoken[provider.name], collect)
-        return Plan(routed, model, exchange.admission.path, bodies)
+        exchange.routed = routed = exchange.served.routed(model)
+        exchange.bodies = bodies = {}
+        for name, provider, spoken in routed.ways:
+            bodies[name] = prepared(exchange.spell, body, provider, spoken, collect)
 
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""
@@ -12234,10 +12236,11 @@ class Engine:
         exchange.body = chat.body
         if chat.stream:
             self._keep_alive(exchange)
-        bodies = {provider.name: prepared(
+        exchange.routed, exchange.path = routed, "/v1/messages"
+        exchange.bodies = {provider.name: prepared(
             exchange.spell, chats[rules[provider.name]].body, provider,
             routed.spoken[provider.name], "never") for provider in routed.providers}
-        return self._attempts(exchange, Plan(routed, model, "/v1/messages", bodies))
+        return self._attempts(exchange)
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
@@ -12282,7 +12285,7 @@ class Engine:
         if (exchange.record.bytes_in > MAX_CALIBRATED_BYTES
                 and exchange.record.route != "count_tokens"):
             exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
-            for sent in exchange.plan.bodies.values():
+            for sent in exchange.bodies.values():
                 sent.body = None
             exchange.request.let_go()
 
@@ -12303,31 +12306,28 @@ class Engine:
         body: Optional[bytes] = self._body(exchange)
         if not body and not exchange.admission.has_body:
             body = None
-        return self._attempts(exchange, Plan(
-            routed, "", exchange.admission.path, {routed.providers[0].name: Prepared(body)},
-            whole=False, repeatable=exchange.request.method in REPEATABLE_METHODS))
+        exchange.routed, exchange.bodies = routed, {routed.providers[0].name: Prepared(body)}
+        exchange.whole, exchange.repeatable = False, exchange.request.method in REPEATABLE_METHODS
+        return self._attempts(exchange)
 
     # -- attempts
 
-    def _attempts(self, exchange: Exchange, plan: Plan) -> HttpResponse:
+    def _attempts(self, exchange: Exchange) -> HttpResponse:
         """At most ``max_attempts`` calls and ``max_wait_seconds`` of waiting between them."""
-        routed, config = plan.routed, exchange.served.config
-        has_own = bool(exchange.admission.own_credentials)
-        found = routed.candidates[has_own]
-        if not found and routed.providers and not usable_providers(routed.providers, has_own):
+        routed, served, admission = exchange.routed, exchange.served, exchange.admission
+        found = routed.candidates[admission.has_own]
+        if not found and routed.providers and not usable_providers(
+                routed.providers, admission.has_own):
             raise RequestError(
                 401, "provider %s has no account here and the request brought no credential of "
                      "its own (an x-api-key or Authorization header)" % routed.providers[0].name,
                 CHALLENGE)
-        session = ""  # a conversation matters where there is a choice
-        if len(found) > 1 and config.routing.sticky and exchange.body:
-            session = conversation_key(exchange.request.headers, exchange.body)
-        exchange.plan = plan
+        session: Union[str, int] = ""  # a conversation matters where there is a choice
+        if served.sticky and len(found) > 1 and exchange.body:
+            session = admission.session or conversation_key(exchange.body)
         exchange.attempts = attempts = Attempts(
-            self.accounts,
-            Wanted(found, session, plan.model, routed.models,
-                   exchange.record.route in MESSAGE_ROUTES),
-            config.routing, config.retry)
+            self.accounts, served.strategy, served.retry,
+            found, session, routed.model, routed.models, admission.is_message)
         failures: list[Failure] = []
         while True:
             step = attempts.step()
@@ -12350,36 +12350,38 @@ class Engine:
         """
         try:
             result = self._call(exchange, lease)
-            if not result.serves:
+            if not isinstance(result, HttpResponse):
                 result = self._called_again(exchange, lease, result)
         except BaseException:
-            self.accounts.release(lease, exchange.attempts.wanted)
+            self.accounts.release(lease, exchange.attempts)
             raise
-        outcome, decision, response, error, serves = result
-        if serves and response is not None:
-            return self._given(exchange, lease, response)
+        if isinstance(result, HttpResponse):
+            return self._given(exchange, lease, result)
+        outcome, decision, response, error = result
         self._told(lease, decision, exchange.attempts.failed(lease, decision, outcome))
         if response is not None and decision.action in ("relay", "mend"):
             # A refusal that ends the attempts says when to come back, too.
             return self._given(exchange, lease, response)
         return Failure(lease, decision, error, response)
 
-    def _called_again(self, exchange: Exchange, lease: Lease, result: Result) -> Result:
+    def _called_again(self, exchange: Exchange, lease: Lease,
+                      result: Result) -> Union[HttpResponse, Result]:
         """What came of a call that was no good; of the next one, should that mend it."""
         attempts = exchange.attempts
+        again: Union[HttpResponse, Result] = result
         if result.decision.blame and attempts.may_repeat():
             renewed = self._renewed(exchange, lease)
             if renewed is True:
                 attempts.repeated(lease)
-                result = self._call(exchange, lease)
+                again = self._call(exchange, lease)
             elif isinstance(renewed, CredentialError):
                 # The refusal is not the last word: the next key may be had soon.
-                result = result_of(outcome_of(renewed, lease, exchange.plan), None, renewed)
-        if result.decision.action == "mend" and attempts.may_repeat() and self._mended(
-                exchange, lease):
+                again = result_of_error(renewed, exchange, lease)
+        if (isinstance(again, Result) and again.decision.action == "mend"
+                and attempts.may_repeat() and self._mended(exchange, lease)):
             attempts.repeated(lease)
-            result = self._call(exchange, lease)
-        return result
+            again = self._call(exchange, lease)
+        return again
 
     def _told(self, lease: Lease, decision: Decision, rests_seconds: float) -> None:
         """Log that an account rests."""
@@ -12407,64 +12409,63 @@ class Engine:
         lease.secret = secret
         return True
 
-    def _call(self, exchange: Exchange, lease: Lease) -> Result:
-        """One upstream call, its attempt in the record, and what follows from it."""
-        account = lease.account
-        exchange.provider, exchange.account = lease.candidate.key
+    def _call(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Result]:
+        """One upstream call, its attempt in the record; a good answer, or what follows from it."""
+        candidate = lease.candidate
+        exchange.asked = provider, account = candidate.key
         exchange.stage, exchange.tokens_so_far = "waiting", None
-        result, upstream = ABANDONED, None
+        result: Union[HttpResponse, Result] = ABANDONED
+        upstream = None
         try:
-            if account is not None and account.source is not None:
-                lease.secret = self._renewal.secret(lease.provider, account, exchange.watch)
+            if candidate.sourced is not None:
+                lease.secret = self._renewal.secret(lease.provider, candidate.sourced, exchange.watch)
             upstream = self._send(exchange, lease)
             result = self._received(exchange, lease, upstream)
         except UpstreamError as error:
-            result = result_of(outcome_of(error, lease, exchange.plan), None, error)
+            result = result_of_error(error, exchange, lease)
             if isinstance(error, CredentialError):
                 exchange.attempts.not_made(self._monotonic() - lease.began)
         finally:
-            now, began, record = self._monotonic(), lease.began, exchange.record
-            if result.serves:
-                record.first_byte_seconds = now - exchange.began
-            elif upstream is not None:
-                upstream.close()
-            outcome = result.outcome
-            record.attempts.append(Attempt(
-                exchange.provider, exchange.account, outcome.kind, outcome.status, now - began,
-                result.decision.case, began - exchange.began))
+            now, began, record = self._monotonic(), exchange.began, exchange.record
+            if isinstance(result, HttpResponse):
+                record.first_byte_seconds = now - began
+                kind, status, case = "answer", result.status, RELAYED.case
+            else:
+                kind, status, case = result.outcome[0], result.outcome[1], result.decision.case
+                if upstream is not None:
+                    upstream.close()
+            record.attempts.append((provider, account, kind, status, now - lease.began,
+                                    case, lease.began - began))
         return result
 
     def _send(self, exchange: Exchange, lease: Lease) -> UpstreamResponse:
         """The upstream's answer up to its head.  Raises UpstreamError, ClientGone."""
-        provider = lease.provider
+        provider, key = lease.provider, lease.candidate.key
         if exchange.readings:
             exchange.turn_to(provider)
-        sent = exchange.plan.bodies[provider.name]
-        call = UpstreamCall(self._upstream_head(exchange, lease, sent), sent.body,
-                            exchange.served.config.timeouts, exchange.watch)
+        sent = exchange.bodies[key[0]]
+        body, secret, heads = sent.body, lease.secret, exchange.served.upstream_heads
+        # Only a body's length and what a body asks of the head differ as a rule.
+        kind = (exchange.admission, key, secret.reveal() if secret is not None else "",
+                exchange.door.betas, sent.drop_betas, body is None)
+        head = None
+        try:
+            head = heads[kind]
+        except KeyError:
+            pass  # the first of its kind; outside, or faults would carry the key in their context
+        if head is None:
+            head = upstream_head(exchange, lease, sent)
+            if exchange.request.kind is not None:
+                remember(heads, kind, head, HEADS_KEPT)
+        call = UpstreamCall(head, body, exchange.served.timeouts, exchange.watch)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)
         finally:
             exchange.may_resend = call.may_resend
 
-    @staticmethod
-    def _upstream_head(exchange: Exchange, lease: Lease, sent: Prepared) -> UpstreamHead:
-        """The head for a call, looked up as a rule: only a body's length and what a body
-        asks of the head differ from one request of a client to its next."""
-        known, secret = exchange.served.upstream_heads, lease.secret
-        kind = (exchange.admission, lease.candidate.key, secret.reveal() if secret else "",
-                exchange.door.betas, sent.drop_betas, sent.body is None)
-        try:
-            return known[kind]
-        except KeyError:
-            pass  # the first of its kind; outside, or faults would carry the key in their context
-        found = upstream_head(exchange, lease, sent)
-        if exchange.request.kind is not None:
-            remember(known, kind, found, HEADS_KEPT)
-        return found
-
-    def _received(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse) -> Result:
+    def _received(self, exchange: Exchange, lease: Lease,
+                  upstream: UpstreamResponse) -> Union[HttpResponse, Result]:
         """What an answer means, and what of it would go down.
 
         A stream comes back held at its first content; an error event before that
@@ -12479,13 +12480,13 @@ class Engine:
             whole = isinstance(answer.body, bytes)
             if whole:
                 upstream.close()
-            self.accounts.answered(lease, exchange.attempts.wanted, limits, whole)
-            return Result(good_outcome(status), RELAYED, answer, None, True)
+            self.accounts.answered(lease, exchange.attempts, limits, whole)
+            return answer
         refusal = error_answer(lease, upstream, answer)
         assert isinstance(refusal.body, bytes)
         return result_of(Outcome(
             "answer", refusal.status, transparent=lease.account is None, limits=limits,
-            repeatable=exchange.plan.repeatable,
+            repeatable=exchange.repeatable,
             says=error_topic(refusal.status, refusal.body)), refusal)
 
     def _refusal(self, exchange: Exchange, lease: Lease, upstream: UpstreamResponse,
@@ -12497,7 +12498,7 @@ class Engine:
         body = self._error_body(upstream, exchange.served.config.timeouts.idle_seconds)
         return result_of(Outcome(
             "answer", upstream.status, transparent=lease.account is None, limits=limits,
-            repeatable=exchange.plan.repeatable,
+            repeatable=exchange.repeatable,
             final=upstream.headers.get("x-should-retry").lower() == "false",
             says=error_topic(upstream.status, body),
             ready_in=told_wait(upstream.headers, limits, self._wall_clock())),
@@ -12533,17 +12534,17 @@ class Engine:
                 or "thinking_signature" in exchange.edits):
             return False
         assert exchange.body is not None
-        plan, provider = exchange.plan, lease.provider
-        body = dict(exchange.body, model=plan.model)
+        routed, provider = exchange.routed, lease.provider
+        body = dict(exchange.body, model=routed.model)
         asked = body.get("thinking")
         if isinstance(asked, dict) and asked.get("type") == "enabled":
             body = without_keys(body, "thinking")
-        again = prepared(exchange.spell, body, provider, plan.routed.spoken[provider.name],
-                         exchange.served.config.stream.collect, "drop")
-        if again.body == plan.bodies[provider.name].body or "thinking" not in again.edits:
+        again = prepared(exchange.spell, body, provider, routed.spoken[provider.name],
+                         exchange.served.collect, "drop")
+        if again.body == exchange.bodies[provider.name].body or "thinking" not in again.edits:
             return False
         exchange.edits = [*exchange.edits, "thinking_signature"]
-        plan.bodies[provider.name] = again
+        exchange.bodies[provider.name] = again
         return True
 
     # -- when all have failed
@@ -12580,7 +12581,7 @@ class Engine:
         """A 429 of ours: who rests, and when to come back."""
         resting = ["%s (%s)" % (candidate.name, state["last_error"] or (
             "ready" if state["state"] == "ready" and not wait else "at its limit"))
-                   for candidate in exchange.attempts.wanted.candidates if candidate.account
+                   for candidate in exchange.attempts.candidates if candidate.account
                    for state in [self.accounts.snapshot(candidate)] if state["state"] != "out"]
         more = len(resting) - MAX_NAMED_ACCOUNTS
         names = ", ".join(resting[:MAX_NAMED_ACCOUNTS]) + (" and %d more" % more if more > 0 else "")
@@ -12592,10 +12593,10 @@ class Engine:
 
     def _nobody_usable(self, exchange: Exchange) -> GatewayError:
         """A 502 of ours: there is no account, or each one's credential is refused."""
-        out = [candidate.name for candidate in exchange.attempts.wanted.candidates]
+        out = [candidate.name for candidate in exchange.attempts.candidates]
         if not out:
             return NoUsableAccount("no account is configured that could serve %s"
-                                   % (exchange.plan.model or exchange.admission.path))
+                                   % (exchange.routed.model or exchange.admission.path))
         return NoUsableAccount("the credential of account %s is refused"
                                % ", ".join(out[:MAX_NAMED_ACCOUNTS]), [("x-should-retry", "false")])
 
@@ -12605,9 +12606,9 @@ class Engine:
         """Write into the record who answers."""
         record = exchange.record
         record.provider, record.account = lease.candidate.key
-        sent = exchange.plan.bodies[record.provider]
+        sent = exchange.bodies[record.provider]
         record.mapped_model = sent.model
-        record.edits = [*exchange.edits, *sent.edits]
+        record.edits = [*exchange.edits, *sent.edits] if exchange.edits else sent.edits
 
     def _given(self, exchange: Exchange, lease: Lease, response: HttpResponse) -> HttpResponse:
         """An upstream's answer with our headers; a 429 says when somebody is ready."""
@@ -12629,9 +12630,9 @@ class Engine:
         """
         door, record = exchange.door, exchange.record
         is_stream = upstream.status == 200 and upstream.framing.is_event_stream
-        if is_stream and (door.collects or exchange.plan.bodies[lease.provider.name].collects):
+        if is_stream and (door.collects or exchange.bodies[lease.provider.name].collects):
             return self._collected(exchange, lease, upstream)
-        if not is_stream and exchange.plan.whole and exchange.request.method != "HEAD":
+        if not is_stream and exchange.whole and exchange.request.method != "HEAD":
             whole = read_at_most(upstream, MAX_COLLECTED_BYTES)
             # What we cannot decode is the client's to judge.
             value = checked_answer(whole) if upstream.readable else {}
@@ -12670,7 +12671,7 @@ class Engine:
     def _stream_over(self, exchange: Exchange, lease: Lease, body: RelayBody, ended: str) -> None:
         """The end of an answer that was relayed as it came: its lease is given back."""
         body.close()
-        wanted, outcome = exchange.attempts.wanted, body.outcome(lease.account is None)
+        wanted, outcome = exchange.attempts, body.outcome(lease.account is None)
         if outcome is None:
             if ended:
                 self.accounts.release(lease, wanted)

@@ -94,8 +94,8 @@ class OurGateway:
         The statuses of the calls that failed are added to ``statuses``.
         """
         session = "agent-%d" % agent if self.config.routing.sticky else ""
-        wanted = gw.Wanted(self._candidates, session, "m", {"p": "m"})
-        attempts = gw.Attempts(self.pool, wanted, self.config.routing, self.config.retry)
+        attempts = gw.Attempts(self.pool, self.config.routing.strategy, self.config.retry,
+                               self._candidates, session, "m", {"p": "m"}, True)
         while True:
             step = attempts.step()
             if step is None:
@@ -111,9 +111,9 @@ class OurGateway:
             outcome = gw.Outcome("answer", status, ready_in=gw.told_wait(headers, None, 0.0))
             decision = gw.decide(outcome)
             if decision.action == "relay":
-                self.pool.answered(step, wanted)
+                self.pool.answered(step, attempts)
                 yield answer_seconds
-                self.pool.completed(step, wanted)
+                self.pool.completed(step, attempts)
                 return status, None, name
             statuses.append(status)
             attempts.failed(step, decision, outcome)

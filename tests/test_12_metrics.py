@@ -277,7 +277,7 @@ class AliveTest(unittest.TestCase):
 
     def test_what_is_shown(self):
         live = self.live(gw.Alive(), began=10.0)
-        live.provider, live.account, live.stage = "p", "a", "streaming"
+        live.asked, live.stage = ("p", "a"), "streaming"
         live.tokens_so_far = lambda: {"output_tokens": 5}
         told = live.as_dict(12.5)
         self.assertEqual((told["age_seconds"], told["state"], told["account"], told["output_tokens"]),

@@ -119,7 +119,7 @@ class ProbeTest(unittest.TestCase):
         row = Config.from_dict({"providers": [
             {"name": "anthropic", "accounts": [{"name": "a", "api_key": "k"}]}]}).providers[0]
         pool = gw.AccountPool(clock.monotonic, lambda: 0.5)
-        wanted = gw.Wanted(gw.candidates(row, ""))
+        wanted = gw.Attempts(pool, "failover", gw.Retry(3, 30.0), gw.candidates(row, ""))
 
         def lease():
             clock.advance(1)
