@@ -2618,15 +2618,15 @@ def parse_message_request(body: bytes) -> JsonDocument:
 
 
 # json.loads would ask for its options, and look for spaces with two expressions: a third more.
-ANSWER_DECODER = json.JSONDecoder()
+scan_answer: Callable[[str, int], tuple[Any, int]] = getattr(json.JSONDecoder(), "scan_once")
 
 
 def json_object(body: bytes) -> Optional[dict]:
     """The JSON object that a whole answer is, or None: a cut one does not parse."""
     try:
         text = body.decode("utf-8").strip(" \t\n\r")
-        value, end = ANSWER_DECODER.raw_decode(text)
-    except (ValueError, RecursionError):
+        value, end = scan_answer(text, 0)
+    except (StopIteration, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and end == len(text) else None
 
