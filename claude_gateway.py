@@ -914,10 +914,7 @@ class Usage:
     __slots__ = ("input", "output", "cache_read", "cache_write")
 
     def __init__(self) -> None:
-        self.input = 0
-        self.output = 0
-        self.cache_read = 0
-        self.cache_write = 0
+        self.input = self.output = self.cache_read = self.cache_write = 0
 
     def update(self, usage: Any) -> None:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
@@ -2711,8 +2708,7 @@ class StreamTracker:
 
     def __init__(self) -> None:
         self.events_count = 0
-        self.complete = False
-        self.content_started = False
+        self.complete = self.content_started = False
         self.usage = Usage()
         self.decoder = SseDecoder()
 
