@@ -914,10 +914,7 @@ class Usage:
     __slots__ = ("input", "output", "cache_read", "cache_write")
 
     def __init__(self) -> None:
-        self.input = 0
-        self.output = 0
-        self.cache_read = 0
-        self.cache_write = 0
+        self.input = self.output = self.cache_read = self.cache_write = 0
 
     def update(self, usage: Any) -> None:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
@@ -2112,12 +2109,12 @@ class SseDecoder:
     """
 
     overflowed = False
-    _at_start = True
+    at_start = True  # a byte order mark may come
     _fragments_bytes = 0
 
     def __init__(self, max_event_bytes: int = MAX_SSE_EVENT_BYTES) -> None:
         # Whether bytes without a CR may be read as they are: an event begins with them.
-        self._between = False
+        self.is_between = True
         # The last byte that was fed, where it means something: it is CR, or an event is open.
         self._last = LF
         self._max_event_bytes = max_event_bytes
@@ -2129,7 +2126,7 @@ class SseDecoder:
 
     def text(self, data: bytes) -> bytes:
         """What ``data`` completes, from where an event begins and with LF alone, or b""."""
-        if not data or self._between and CR not in data:
+        if not data or self.is_between and CR not in data:
             return data
         last, self._last = self._last, data[-1]
         if last == CR or CR in data:
@@ -2145,11 +2142,7 @@ class SseDecoder:
         if self._fragments:
             data = b"".join([*self._fragments, data])
             self._fragments, self._fragments_bytes = [], 0
-        self._between = self._last != CR
-        if self._at_start:
-            self._at_start = False
-            if data.startswith(b"\xef\xbb\xbf"):
-                return data[3:]
+        self.is_between = self._last != CR
         return data
 
     def events(self, text: bytes) -> list[SseEvent]:
@@ -2158,6 +2151,8 @@ class SseDecoder:
 
     def blocks(self, text: bytes) -> list[bytes]:
         """The same, each event as its text: to be parsed, or not."""
+        if self.at_start and text.find(b"\n\n") >= 0:
+            self.at_start, text = False, text[3 * text.startswith(b"\xef\xbb\xbf"):]
         *blocks, rest = text.split(b"\n\n")
         # Counted with the LF of its last line, as it is in fragments: the bound must
         # not hang on where the reads end.
@@ -2183,7 +2178,7 @@ class SseDecoder:
         return (b"" if self._last == LF else b"\n") + b"event: ping\n\n"
 
     def _keep(self, fragment: bytes) -> None:
-        self._between = False
+        self.is_between = False
         if self._last != CR:
             self._last = fragment[-1]
         self._fragments.append(fragment)
@@ -2685,15 +2680,15 @@ def parse_message_request(body: bytes) -> JsonDocument:
 
 
 # json.loads would ask for its options, and look for spaces with two expressions: a third more.
-ANSWER_DECODER = json.JSONDecoder()
+scan_answer: Callable[[str, int], tuple[Any, int]] = getattr(json.JSONDecoder(), "scan_once")
 
 
 def json_object(body: bytes) -> Optional[dict]:
     """The JSON object that a whole answer is, or None: a cut one does not parse."""
     try:
         text = body.decode("utf-8").strip(" \t\n\r")
-        value, end = ANSWER_DECODER.raw_decode(text)
-    except (ValueError, RecursionError):
+        value, end = scan_answer(text, 0)
+    except (StopIteration, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and end == len(text) else None
 
@@ -2703,8 +2698,7 @@ def event_object(data: bytes) -> Optional[dict]:
     try:
         text = data.decode("utf-8", "replace").strip(" \t\n\r")
         # So short a text holds no numeral that is too long (1 us less for each number).
-        scan = scan_short_json if len(text) <= MAX_NUMERAL_DIGITS else scan_json
-        value, end = scan(text, 0)
+        value, end = (scan_short_json if len(text) <= MAX_NUMERAL_DIGITS else scan_json)(text, 0)
     except (StopIteration, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and end == len(text) else None
@@ -2753,14 +2747,15 @@ def error_topic(status: int, body: bytes) -> str:
 
 # Events that tell the record nothing: nine of ten.
 SKIPPED_TYPES = b"content_block_delta", b"content_block_stop", b"ping"
-SKIPPED_STARTS = tuple(b"event: %b\ndata:" % name for name in SKIPPED_TYPES)
-# A run of them, and one more as events are sent as a rule: its type, its data.  Three lines
-# each; a run costs 0.1 us an event instead of 0.6.  The bounds hold memory down: what is
-# larger, or more, is found by other ways.
+SKIPPED_STARTS = tuple(b"event:%b%b\ndata:" % (space, name)
+                       for name in SKIPPED_TYPES for space in (b" ", b""))
+# One that tells more, its type and its data, and a run of others, of which two say all by
+# their names: three lines each, as they are sent as a rule; 0.1 us an event instead of 0.6.
+# The bounds hold memory down: what is larger, or more, is found by other ways.
 PLAIN_EVENTS: Callable[[bytes, int], Any] = re.compile(
-    rb"(?:event: (?:%b)\ndata:[^\n]{0,%d}\n\n){0,1000}"
-    rb"(?:event: ?([^\n]{0,99})\ndata: ?([^\n]{0,%d})\n\n)?"
-    % (b"|".join(SKIPPED_TYPES), READ_BYTES, READ_BYTES)).match
+    rb"(?:event: (message_(?:start|delta)|error)\ndata: ?([^\n]{0,%d})\n\n|)"
+    rb"(?:event: (?:%b|(content_block_start)|(message_stop))\ndata:[^\n]{0,%d}\n\n){0,1000}"
+    % (READ_BYTES, b"|".join(SKIPPED_TYPES), READ_BYTES)).match
 
 
 class StreamTracker:
@@ -2778,8 +2773,7 @@ class StreamTracker:
 
     def __init__(self) -> None:
         self.events_count = 0
-        self.complete = False
-        self.content_started = False
+        self.complete = self.content_started = False
         self.usage = Usage()
         self.decoder = SseDecoder()
 
@@ -2791,17 +2785,25 @@ class StreamTracker:
     def feed(self, data: bytes) -> None:
         """Look at the next bytes of the stream."""
         decoder = self.decoder
-        data = decoder.text(data)
+        if CR in data or not decoder.is_between:
+            data = decoder.text(data)
         at, size = 0, len(data)
         while at < size:
-            found = PLAIN_EVENTS(data, at)
+            found, last = PLAIN_EVENTS(data, at), at
             at = found.end()
-            if found.lastindex is None:
-                break
-            self._look_at(*found.groups())
+            if found.lastindex is not None:
+                kind, value, started, stopped = found.groups()
+                if started is not None:
+                    self.content_started = True
+                if stopped is not None:
+                    self.complete = True
+                if kind is not None:
+                    self._look_at(kind, value)
+            elif at == last:
+                break  # written in another way, such as a comment: block by block from there
         self.events_count += data.count(b"\n", 0, at) // 3
         if at < size:
-            # Behind what is written in another way, such as a comment: block by block.
+            decoder.at_start = decoder.at_start and not self.events_count
             for block in decoder.blocks(data[at:]):
                 if block.startswith(SKIPPED_STARTS) and block.find(b"\nevent") < 0:
                     self.events_count += 1  # a twentieth of what it takes to parse it
@@ -2816,11 +2818,7 @@ class StreamTracker:
         self._look_at(event.type.encode("utf-8"), event.data)
 
     def _look_at(self, kind: bytes, data: bytes) -> None:
-        if kind == b"content_block_start":
-            self.content_started = True
-        elif kind == b"message_stop":
-            self.complete = True
-        elif kind == b"message_start":
+        if kind == b"message_start":
             message = (event_object(data) or {}).get("message")
             self.usage.update(message.get("usage") if isinstance(message, dict) else None)
         elif kind == b"message_delta":
@@ -2830,6 +2828,10 @@ class StreamTracker:
             reason = delta.get("stop_reason") if isinstance(delta, dict) else None
             if isinstance(reason, str):
                 self.stop_reason = reason[:MAX_TOLD_CHARS]
+        elif kind == b"content_block_start":
+            self.content_started = True
+        elif kind == b"message_stop":
+            self.complete = True
         elif kind == b"error":
             self.complete, self.error = True, event_object(data) or {}
             error = self.error.get("error")

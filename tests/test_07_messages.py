@@ -111,8 +111,9 @@ class StreamTrackerTest(unittest.TestCase):
 
     def test_a_whole_stream_in_every_split(self):
         data = self.encoded(self.START, self.BLOCK, self.TEXT, self.DELTA, self.STOP)
-        for excess in (b"", b"event: error\ndata: {}\n"):
-            for pieces in every_split(data + excess):
+        for begin, excess in itertools.product(
+                (b"", b"\xef\xbb\xbf"), (b"", b"event: error\ndata: {}\n")):
+            for pieces in every_split(begin + data + excess):
                 tracker = gw.StreamTracker()
                 for piece in pieces:
                     tracker.feed(piece)
@@ -124,7 +125,8 @@ class StreamTrackerTest(unittest.TestCase):
         written = [ping, ping * 2500, b": comment\n\n", b"\n", b"event: ping\n\n", b"data: x\n\n",
                    ping.replace(b"\n", b"\r\n"), b"id: 1\n" + ping, b"event: ping\ndata: a\ndata: b\n\n",
                    b"event: ping\ndata: " + b"x" * 70000 + b"\n\n", self.encoded(self.BLOCK),
-                   b"event: ping\ndata: x\nevent: message_stop\n\n"]
+                   b"event: ping\ndata: x\nevent: message_stop\n\n",
+                   b"\xef\xbb\xbf" + self.encoded(self.STOP), self.encoded(self.STOP, self.BLOCK)]
         for first, second in itertools.product(written, repeat=2):
             data = ping + first + second + ping
             at = len(ping + first) + len(second) // 2
@@ -140,7 +142,8 @@ class StreamTrackerTest(unittest.TestCase):
     def test_what_tells_nothing_is_not_parsed_behind_a_comment_either(self):
         """It took 4 times as long from there to the end of the read, with ids 20 times."""
         ping = b"event: ping\ndata: {}\n\n"
-        for odd in (b": comment\n\n", ping.replace(b"\n\n", b"\nid: 1\n\n")):
+        for odd in (b": comment\n\n", ping.replace(b"\n\n", b"\nid: 1\n\n"),
+                    ping.replace(b"event: ", b"event:")):
             tracker = gw.StreamTracker()
             with unittest.mock.patch.object(gw, "parse_event", wraps=gw.parse_event) as parse:
                 tracker.feed(ping + odd + (ping + odd) * 100)
