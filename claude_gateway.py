@@ -11406,7 +11406,9 @@ class Exchange(LiveRequest):
     # Set when it goes upstream: what is sent, and the calls for it.
     plan: Plan
     attempts: Attempts
+    # Who keeps the client waiting, and whether the head of the answer has gone for that.
     heartbeat: Optional[Heartbeat] = None
+    has_begun = False
     may_resend = True
     # The message request that goes upstream, and how its edits are spelled.
     body: Optional[Body] = None
@@ -11427,14 +11429,20 @@ class Exchange(LiveRequest):
         self.served = served
         self.admission = admission
 
+    def with_our_headers(self, response: HttpResponse) -> HttpResponse:
+        """The headers that all answers have: ids, and CORS for a listed origin."""
+        has_id = "request-id" in map(str.lower, map(NAME_OF, response.headers))
+        response.headers.append(("X-Request-ID", self.id))
+        if not has_id:
+            response.headers.append(("request-id", self.id))
+        origin = self.admission.origin
+        if origin:
+            response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
+        return response
+
     def turn_to(self, provider: Provider) -> None:
         """From now on it is this provider's answer that counts."""
         self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
-
-    @property
-    def watch(self) -> Watch:
-        """Whom to watch, and to keep alive, while an upstream is waited for."""
-        return self.heartbeat or self.request.peer
 
     def holds_key(self, text: str) -> bool:
         """Whether a gateway key stands in some other place than where keys are read.
@@ -11566,6 +11574,7 @@ class Served:
         self.intercepts = config.warmup == "intercept"
         self.background_model = config.routing.background_model
         self.collect = config.stream.collect
+        self.holds = config.stream.hold_seconds > 0
         # By model and route; names are clients', so that they are bounded.
         self._routed: dict[tuple[str, str], Routed] = {}
         # By the kind of a client's head, and by that, the account and what the body asks
@@ -11922,24 +11931,13 @@ class Engine:
 
     # -- the books of one request
 
-    def _with_our_headers(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
-        """The headers that all answers have: ids, and CORS for a listed origin."""
-        has_id = "request-id" in map(str.lower, map(NAME_OF, response.headers))
-        response.headers.append(("X-Request-ID", exchange.id))
-        if not has_id:
-            response.headers.append(("request-id", exchange.id))
-        origin = exchange.admission.origin
-        if origin:
-            response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
-        return response
-
     def _finished(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
         """The response as it goes down, and its record at its end."""
-        if exchange.heartbeat is not None and exchange.heartbeat.began:
+        if exchange.has_begun:
             # Its head has gone: what is no stream goes down as an event.
             response = as_event(exchange, response)
         else:
-            response = self._with_our_headers(exchange, response)
+            response = exchange.with_our_headers(response)
         exchange.record.status = response.status
         if isinstance(response.body, bytes):
             exchange.record.bytes_out = len(response.body)
@@ -11966,7 +11964,8 @@ class Engine:
         self._log.record(record)
         if now >= self._calibration.due and record.bytes_in <= MAX_CALIBRATED_BYTES:
             self._learn(exchange, now)
-        exchange.heartbeat = None  # it leads back here: a circle would wait for the collector
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
 
     # -- answered here
 
@@ -12171,19 +12170,8 @@ class Engine:
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
-        request, settings = exchange.request, exchange.served.config.stream
-        if settings.hold_seconds > 0 and request.begin_answer is not None:
-            exchange.heartbeat = Heartbeat(request.peer, partial(self._begin_stream, exchange),
-                                           exchange.door.ping, settings, self._monotonic)
-
-    def _begin_stream(self, exchange: Exchange) -> Callable[[bytes], None]:
-        """Send the head of a stream that is yet to come; gives what sends pieces of it."""
-        # An iterable: no bytes would be a body of length 0.
-        head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
-                                  *STREAM_HEADERS, *exchange.door.headers], iter(()))
-        begin = exchange.request.begin_answer
-        assert begin is not None
-        return begin(self._with_our_headers(exchange, head))
+        if exchange.served.holds and exchange.request.begin_answer is not None:
+            exchange.heartbeat = Heartbeat(exchange, self._monotonic)
 
     def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
         """Contract section 7: a message that says OK, as JSON or as six events."""
@@ -12270,7 +12258,7 @@ class Engine:
                 return self._all_failed(exchange, failures)
             else:
                 exchange.stage = "queued"
-                self._transport.pause(step, exchange.watch)
+                self._transport.pause(step, exchange.request.peer)
 
     def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
         """What one lease gives: an answer for the client, or a failure.
@@ -12327,7 +12315,7 @@ class Engine:
             return False
         try:
             secret = self._renewal.renewed(lease.provider, lease.account, lease.secret,
-                                           exchange.watch)
+                                           exchange.request.peer)
         except CredentialRefused:
             return False  # told in the log by the renewal; the refusal stands
         except CredentialError as error:
@@ -12345,7 +12333,8 @@ class Engine:
         result, upstream = ABANDONED, None
         try:
             if account is not None and account.source is not None:
-                lease.secret = self._renewal.secret(lease.provider, account, exchange.watch)
+                lease.secret = self._renewal.secret(lease.provider, account,
+                                                    exchange.request.peer)
             upstream = self._send(exchange, lease)
             result = self._received(exchange, lease, upstream)
         except UpstreamError as error:
@@ -12375,7 +12364,7 @@ class Engine:
         call = UpstreamCall(
             exchange.request.method, provider, target,
             before if body is None else b"%b%d%b" % (before, len(body), after),
-            body or b"", exchange.served.config.timeouts, exchange.watch)
+            body or b"", exchange.served.config.timeouts, exchange.request.peer)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)
@@ -12576,20 +12565,20 @@ class Engine:
                     raise UpstreamMalformed("upstream answered with something that is not a message")
             note_answer(record, value, lease)
             return whole_answer(lease, upstream, door.whole(whole, value))
-        heartbeat, secret = exchange.heartbeat, maskable_key(lease)
+        secret = maskable_key(lease)
         is_messages = is_stream and record.route in MESSAGE_ROUTES and upstream.readable
-        if not is_messages and heartbeat is not None and heartbeat.began:
+        if not is_messages and exchange.has_begun:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
         body = door.relay(exchange, upstream, secret, is_messages)
         exchange.tokens_so_far = body.tokens_so_far
-        if is_messages and exchange.served.config.stream.hold_seconds > 0:
+        if is_messages and exchange.served.holds:
             exchange.stage = "held"
             error = body.hold()
             if error is not None:
                 return error
         exchange.stage = "streaming"
-        if heartbeat is not None:
-            heartbeat.stop()
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
         headers = shown_headers(secret, upstream, door.replaced_headers if is_stream else NO_NAMES)
         if is_stream:
             headers.extend(door.stream_headers)
@@ -12647,42 +12636,44 @@ class Engine:
         return response
 
 
-class Heartbeat(Watch):
-    """The client of a stream that has nothing to show yet; it keeps the connection alive.
+class Heartbeat:
+    """Keeps the client of a stream that has nothing to show yet, and its connection, alive.
 
-    Whoever waits for an upstream calls ``beat``.  After ``hold_seconds`` that sends
-    the head of the answer (``begin``), and from then on a ping after every
-    ``ping_seconds`` of silence, until ``stop``.
+    Whoever waits for an upstream lets the client ``beat``.  After ``hold_seconds`` that
+    sends the head of the answer, and from then on a ping after every ``ping_seconds`` of
+    silence, until ``stop``.
     """
 
     _send: Optional[Callable[[bytes], None]] = None
 
-    def __init__(self, peer: Watch, begin: Callable[[], Callable[[bytes], None]], ping: bytes,
-                 settings: Streaming, monotonic: Callable[[], float]) -> None:
-        self._peer = peer
-        self._ping = ping
-        self._begin_answer = begin
-        self._settings = settings
+    def __init__(self, exchange: Exchange, monotonic: Callable[[], float]) -> None:
+        self._exchange = exchange
         self._monotonic = monotonic
-        self._due = monotonic() + settings.hold_seconds
-        # All else is the client's own: no call in between for each event.
-        self.fileno, self.gone, self.rest = peer.fileno, peer.gone, peer.rest
-
-    @property
-    def began(self) -> bool:
-        """Whether the head has gone."""
-        return self._send is not None
+        self._due = monotonic() + exchange.served.config.stream.hold_seconds
+        # The client stays the one who is watched: no call in between for each event.
+        exchange.request.peer.beat = self.beat
 
     def beat(self) -> float:
         """Send what is due; the seconds until the next is.  Raises ClientGone."""
         now = self._monotonic()
         if now >= self._due:
             if self._send is None:
-                self._send = self._begin_answer()
+                self._send = self._begun()
+                self._exchange.has_begun = True
             else:
-                self._send(self._ping)
-            self._due = self._monotonic() + self._settings.ping_seconds
+                self._send(self._exchange.door.ping)
+            self._due = self._monotonic() + self._exchange.served.config.stream.ping_seconds
         return self._due - now
+
+    def _begun(self) -> Callable[[bytes], None]:
+        """Send the head of a stream that is yet to come; gives what sends pieces of it."""
+        exchange = self._exchange
+        # An iterable: no bytes would be a body of length 0.
+        head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
+                                  *STREAM_HEADERS, *exchange.door.headers], iter(()))
+        begin = exchange.request.begin_answer
+        assert begin is not None
+        return begin(exchange.with_our_headers(head))
 
     def begin(self) -> None:
         """Send the head at once, unless it has gone.  Raises ClientGone."""
@@ -12692,7 +12683,8 @@ class Heartbeat(Watch):
 
     def stop(self) -> None:
         """The answer itself goes on from here: no clock is looked at for each event."""
-        self.beat = self._peer.beat
+        self._exchange.request.peer.beat = NOBODY.beat
+        self._exchange.heartbeat = None  # a circle would wait for the collector
 
 
 class RelayBody:
