@@ -911,13 +911,8 @@ class Outcome(NamedTuple):
 class Usage:
     """Token counts of one answer, as the upstream gave them; 0 where it gave none."""
 
-    __slots__ = ("input", "output", "cache_read", "cache_write")
-
-    def __init__(self) -> None:
-        self.input = 0
-        self.output = 0
-        self.cache_read = 0
-        self.cache_write = 0
+    # The class's, so that one is made without a line of Python.
+    input = output = cache_read = cache_write = 0
 
     def update(self, usage: Any) -> None:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
@@ -1127,12 +1122,12 @@ def parse_status_line(line: str) -> tuple[int, int]:
 
 def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
     """A head as bytes."""
-    return b"%b\r\n%b\r\n" % (start_line.encode("latin-1", "replace"), header_lines(pairs))
+    return header_lines(pairs, start_line + "\r\n", "\r\n")
 
 
-def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+def header_lines(pairs: Iterable[tuple[str, str]], before: str = "", behind: str = "") -> bytes:
     """Headers as lines.  A name or value that could break it out of its line is left out."""
-    text = "".join(map(known_header_text, pairs))
+    text = "".join([before, *map(known_header_text, pairs), behind])
     if len(text) > MAX_KEPT_HEAD_BYTES:
         known_header_text.cache_clear()  # what is kept has a bound in bytes, too
     return text.encode("latin-1", "replace")
@@ -1186,13 +1181,13 @@ def framed_head(response: HttpResponse, head: Head, keep: bool,
         ours += "Connection: close\r\n"
     elif head.version == 0:
         ours += "Connection: keep-alive\r\n"
-    return b"%b%b%b\r\n" % (status_line(status), header_lines(pairs), ours.encode("ascii"))
+    return header_lines(pairs, status_line(status), ours + "\r\n")
 
 
 @lru_cache(maxsize=64)
-def status_line(status: int) -> bytes:
+def status_line(status: int) -> str:
     """The first line of an answer's head."""
-    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "Status").encode("ascii"))
+    return "HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, "Status"))
 
 
 class NoBody:
@@ -11493,7 +11488,7 @@ class Routed:
     a credential of its own.
     """
 
-    __slots__ = ("providers", "spoken", "models", "candidates")
+    __slots__ = ("providers", "spoken", "models", "candidates", "told")
 
     def __init__(self, providers: Sequence[Provider], model: str) -> None:
         self.providers = providers
@@ -11503,6 +11498,8 @@ class Routed:
         self.candidates = {has_own: [
             candidate for provider in usable_providers(providers, has_own)
             for candidate in own[provider.name]] for has_own in (False, True)}
+        # Our headers that tell who answered, by that and the number of calls.
+        self.told: dict[tuple[Candidate, int], list[tuple[str, str]]] = {}
 
 
 class Admission:
@@ -12967,11 +12964,16 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
     """Our headers that tell a client who answered."""
-    provider, account = lease.candidate.key
-    pairs = (("X-Gateway-Provider", provider),
-             ("X-Gateway-Attempts", str(exchange.attempts.calls_count)),
-             ("X-Account-Email", account), ("X-Mapped-Model", exchange.record.mapped_model))
-    return [*filter(VALUE_OF, pairs), *exchange.door.headers]
+    routed, key = exchange.plan.routed, (lease.candidate, exchange.attempts.calls_count)
+    try:
+        told = routed.told[key]
+    except KeyError:
+        provider, account = lease.candidate.key
+        told = list(filter(VALUE_OF, (
+            ("X-Gateway-Provider", provider), ("X-Gateway-Attempts", str(key[1])),
+            ("X-Account-Email", account), ("X-Mapped-Model", routed.models[provider]))))
+        remember(routed.told, key, told, HEADS_KEPT)
+    return [*told, *exchange.door.headers]
 
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
