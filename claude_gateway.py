@@ -115,6 +115,7 @@ from functools import lru_cache
 from functools import partial
 from itertools import compress
 from itertools import repeat
+from itertools import repeat
 from typing import Any
 from typing import Callable
 from typing import Container
@@ -741,7 +742,9 @@ class Headers:
 
     def line(self, name: str) -> str:
         """All values of a header as one list; "" without it."""
-        return self.get(name) if self._differ else ",".join(self.all(name))
+        if name not in self._places:
+            return ""
+        return self.pairs[self._places[name]][1] if self._differ else ",".join(self.all(name))
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
@@ -6674,17 +6677,18 @@ class RecordRing:
         self._seen_count = 0
         self._local_answers: dict[str, tuple[int, int]] = {}
 
-    def observe(self, record: RequestRecord) -> None:
-        """Keep one record."""
+    def observe(self, records: Iterable[RequestRecord]) -> None:
+        """Keep records, the oldest first."""
         with self._lock:
-            if record.provider or not is_quiet(record):
-                self._records.append(record)
-                self._seen_count += 1
-            # Without a status nothing was answered: the client had left before.
-            if not record.provider and record.status and not record.error:
-                kind = record.route or "none"  # as the metrics name it
-                count, tokens = self._local_answers.get(kind, (0, 0))
-                self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
+            for record in records:
+                if record.provider or not is_quiet(record):
+                    self._records.append(record)
+                    self._seen_count += 1
+                # Without a status nothing was answered: the client had left before.
+                if not record.provider and record.status and not record.error:
+                    kind = record.route or "none"  # as the metrics name it
+                    count, tokens = self._local_answers.get(kind, (0, 0))
+                    self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
 
     @property
     def seen_count(self) -> int:
@@ -6834,6 +6838,8 @@ class Kind(NamedTuple):
 KIND_OF = operator.attrgetter("route", "provider", "account", "status", "ended",
                               "mapped_model", "model")
 CASE_OF = operator.attrgetter("case")
+# What is taken note of beside the moment.
+RECORD_OF = operator.itemgetter(1)
 # What is added up: the tokens, and how long it took.
 FIGURES_OF = operator.attrgetter("usage.input", "usage.output", "usage.cache_read",
                                  "usage.cache_write", "seconds", "first_byte_seconds")
@@ -6853,12 +6859,13 @@ class Metrics:
     """Counts of finished requests: totals for Prometheus, minutes for the plots.
 
     A finished request is only taken note of, so that its connection's next one does not
-    wait; they are added up (``_fold``) for whoever reads the figures, and where they
-    become many: all of a kind together, half of the steps.  A reload keeps all of it.
+    wait; they are added up (``_fold``) and shown to ``keep`` for whoever asks, and where
+    they become many: all of a kind together, half of the steps.  A reload keeps all of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[Iterable[RequestRecord]], Any] = bool) -> None:
         self._lock = threading.Lock()
+        self._keep = keep
         self._uncounted: collections.deque[tuple[float, RequestRecord]] = collections.deque()
         self._requests: dict[tuple[str, str, str, str], int] = {}
         self._attempts: dict[str, int] = {}
@@ -6874,14 +6881,20 @@ class Metrics:
         """Count one finished request; ``now`` is monotonic."""
         self._uncounted.append((now, record))
         if len(self._uncounted) >= MAX_UNCOUNTED:
-            with self._lock:
-                self._fold()
+            self.settle()
+
+    def settle(self) -> None:
+        """Count, and give to be kept, all that has ended."""
+        with self._lock:
+            self._fold()
 
     def _fold(self) -> None:
         """Add up what has ended since the last time, for one thread at a time."""
         by_kind: dict[Any, list[tuple[Any, ...]]] = {}
-        for _ in range(len(self._uncounted)):
-            now, record = self._uncounted.popleft()
+        ended = list(map(collections.deque.popleft,
+                         repeat(self._uncounted, len(self._uncounted))))
+        self._keep(map(RECORD_OF, ended))
+        for now, record in ended:
             key = (now // 60, tuple(map(CASE_OF, record.attempts))) + KIND_OF(record)
             if key not in by_kind:
                 kind = Kind(*key)
@@ -7111,30 +7124,26 @@ class LiveRequest:
         }
 
 
-class Alive:
+class Alive(Dict[LiveRequest, None]):
     """The requests under way, oldest first.
 
     One comes and goes in a single step of the dict's; the lock is for those who look.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.Lock()
         self._numbered_count = 0
-        self._requests: dict[LiveRequest, None] = {}
-
-    def begin(self, live: LiveRequest) -> None:
-        """It has come."""
-        self._requests[live] = None
 
     def end(self, live: LiveRequest) -> None:
         """It has ended.  What it would be asked leads back to it: a circle to be cut."""
         live.tokens_so_far = None
-        self._requests.pop(live, None)
+        self.pop(live, None)
 
     def requests(self) -> list[LiveRequest]:
         """Those that are no probes and no looks at the gateway."""
         with self._lock:
-            requests = list(self._requests.copy())
+            requests = list(self.copy())
             for live in requests:
                 if not live.number:
                     live.number = self._numbered_count = self._numbered_count + 1
@@ -11803,8 +11812,8 @@ class Engine:
         self._renewal = renewal
         self._page = page
         self._started = monotonic(), wall_clock()
-        self.records = RecordRing()
-        self.metrics = Metrics()
+        self._records = RecordRing()
+        self.metrics = Metrics(self._records.observe)
         self.alive = Alive()
         self.draining = False
         self._transport = transport
@@ -11821,6 +11830,12 @@ class Engine:
     def config(self) -> Config:
         """The configuration in force for the next request."""
         return self._served.config
+
+    @property
+    def records(self) -> RecordRing:
+        """The newest requests, with all that have ended."""
+        self.metrics.settle()
+        return self._records
 
     def reload(self, config: Config) -> None:
         """Serve another configuration from the next request on; accounts keep their state."""
@@ -11858,7 +11873,7 @@ class Engine:
         request_id = admission.request_id or self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), served, admission)
-        self.alive.begin(exchange)
+        self.alive[exchange] = None
         if admission.is_chat:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
@@ -11907,8 +11922,10 @@ class Engine:
 
     def _needed_body(self, exchange: Exchange) -> bytes:
         """The body of a request that must have one, from a key that may make it now."""
-        self._check_rate(exchange.admission.limited_key)
-        if not exchange.admission.has_body:
+        admission = exchange.admission
+        if admission.limited_key is not None:
+            self._check_rate(admission.limited_key)
+        if not admission.has_body:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
         return self._body(exchange)
 
@@ -11918,9 +11935,7 @@ class Engine:
         exchange.record.bytes_in = len(body)
         return body
 
-    def _check_rate(self, key: Optional[ClientKey]) -> None:
-        if key is None:
-            return
+    def _check_rate(self, key: ClientKey) -> None:
         seconds = self._rates.admit(key)
         if seconds > 0:
             raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
@@ -11956,7 +11971,6 @@ class Engine:
         if ended:
             record.ended = ended
         self.alive.end(exchange)
-        self.records.observe(record)
         self.metrics.observe(record, now)
         self._log.record(record)
         if now >= self._calibration.due and record.bytes_in <= MAX_CALIBRATED_BYTES:
@@ -12211,15 +12225,17 @@ class Engine:
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
-        self._check_rate(exchange.admission.limited_key)
+        admission = exchange.admission
+        if admission.limited_key is not None:
+            self._check_rate(admission.limited_key)
         routed = exchange.served.routed("", "passage")
         if not routed.providers:
             raise NoUsableAccount("no provider is enabled that could take this path")
         body: Optional[bytes] = self._body(exchange)
-        if not body and not exchange.admission.has_body:
+        if not body and not admission.has_body:
             body = None
         return self._attempts(exchange, Plan(
-            routed, "", exchange.admission.path, {routed.providers[0].name: Prepared(body)},
+            routed, "", admission.path, {routed.providers[0].name: Prepared(body)},
             whole=False, repeatable=exchange.request.method in REPEATABLE_METHODS))
 
     # -- attempts
