@@ -1130,19 +1130,27 @@ def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
 
 def header_lines(pairs: Iterable[tuple[str, str]], before: str = "", behind: str = "") -> bytes:
     """Headers as lines.  A name or value that could break it out of its line is left out."""
-    text = "".join([before, *map(known_header_text, pairs), behind])
+    text = "".join([before, *map(HEADER_TEXTS.__getitem__, pairs), behind])
     if len(text) > MAX_KEPT_HEAD_BYTES:
-        known_header_text.cache_clear()  # what is kept has a bound in bytes, too
+        HEADER_TEXTS.clear()  # what is kept has a bound in bytes, too
     return text.encode("latin-1", "replace")
 
 
-@lru_cache(maxsize=HEADER_LINES_KEPT)
-def known_header_text(pair: tuple[str, str]) -> str:
-    """A header as its line; "" for one that somebody could read as something else."""
-    name, value = pair
-    if TOKEN.fullmatch(name) is None or BAD_IN_HEAD.search(value):
-        return ""
-    return "%s: %s\r\n" % pair
+class HeaderTexts(Dict[Tuple[str, str], str]):
+    """Headers as lines; "" for one that somebody could read as something else.
+
+    No lru_cache, which takes more than twice the instructions to find one.
+    """
+
+    def __missing__(self, pair: tuple[str, str]) -> str:
+        name, value = pair
+        is_bad = TOKEN.fullmatch(name) is None or BAD_IN_HEAD.search(value)
+        text = "" if is_bad else "%s: %s\r\n" % pair
+        remember(self, pair, text, HEADER_LINES_KEPT)
+        return text
+
+
+HEADER_TEXTS = HeaderTexts()
 
 
 def encode_chunk(data: bytes) -> bytes:
