@@ -1143,10 +1143,11 @@ class HeaderTexts(Dict[Tuple[str, str], str]):
     """
 
     def __missing__(self, pair: tuple[str, str]) -> str:
+        if len(self) >= HEADER_LINES_KEPT:
+            self.clear()
         name, value = pair
         is_bad = TOKEN.fullmatch(name) is None or BAD_IN_HEAD.search(value)
-        text = "" if is_bad else "%s: %s\r\n" % pair
-        remember(self, pair, text, HEADER_LINES_KEPT)
+        text = self[pair] = "" if is_bad else "%s: %s\r\n" % pair
         return text
 
 
@@ -1633,13 +1634,17 @@ going_downstream = NamePicker(goes_downstream)
 
 
 def downstream_headers(headers: Headers, decoded: bool,
-                       less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
+                       less: frozenset[str] = NO_NAMES, secret: str = "") -> list[tuple[str, str]]:
     """The upstream's end-to-end headers, duplicates kept, less what is ours, and ``less``.
 
-    ``decoded`` says that the body's Content-Encoding has been undone.
+    ``decoded`` says that the body's Content-Encoding has been undone; ``secret``, the
+    account's key, is masked.
     """
-    return going_downstream(headers, less | {"content-encoding"} if decoded else less,
-                            headers.line("connection"))
+    pairs = going_downstream(headers, less | {"content-encoding"} if decoded else less,
+                             headers.line("connection"))
+    if secret and secret in "\n".join(map(VALUE_OF, pairs)):
+        pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
+    return pairs
 
 
 def pairs_without(
@@ -12215,13 +12220,12 @@ class Engine:
     @staticmethod
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
-        # A stream is no count: what it should have counted is then estimated.
-        if (exchange.record.bytes_in > MAX_CALIBRATED_BYTES
-                and exchange.record.route != "count_tokens"):
-            exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
-            for sent in exchange.plan.bodies.values():
-                sent.body = None
-            exchange.request.let_go()
+        if exchange.record.route == "count_tokens":
+            return  # a stream is no count: what it should have counted is then estimated
+        exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
+        for sent in exchange.plan.bodies.values():
+            sent.body = None
+        exchange.request.let_go()
 
     def _learn(self, exchange: Exchange, now: float) -> None:
         """Let a request whose real count was told correct the estimate of its model."""
@@ -12600,10 +12604,12 @@ class Engine:
         exchange.stage = "streaming"
         if exchange.heartbeat is not None:
             exchange.heartbeat.stop()
-        headers = shown_headers(secret, upstream, door.replaced_headers if is_stream else NO_NAMES)
+        headers = downstream_headers(upstream.headers, upstream.decoded,
+                                     door.replaced_headers if is_stream else NO_NAMES, secret)
         if is_stream:
             headers.extend(door.stream_headers)
-        self._forget_body(exchange)
+        if record.bytes_in > MAX_CALIBRATED_BYTES:
+            self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
         answer = HttpResponse(upstream.status, headers, body,
                               None if is_stream else upstream.length,
@@ -12680,7 +12686,6 @@ class Heartbeat:
         if now >= self._due:
             if self._send is None:
                 self._send = self._begun()
-                self._exchange.has_begun = True
             else:
                 self._send(self._exchange.door.ping)
             self._due = self._monotonic() + self._exchange.served.config.stream.ping_seconds
@@ -12694,7 +12699,9 @@ class Heartbeat:
                                   *STREAM_HEADERS, *exchange.door.headers], iter(()))
         begin = exchange.request.begin_answer
         assert begin is not None
-        return begin(exchange.with_our_headers(head))
+        send = begin(exchange.with_our_headers(head))
+        exchange.has_begun = True
+        return send
 
     def begin(self) -> None:
         """Send the head at once, unless it has gone.  Raises ClientGone."""
@@ -12704,8 +12711,9 @@ class Heartbeat:
 
     def stop(self) -> None:
         """The answer itself goes on from here: no clock is looked at for each event."""
-        self._exchange.request.peer.beat = NOBODY.beat
-        self._exchange.heartbeat = None  # a circle would wait for the collector
+        exchange = self._exchange
+        exchange.request.peer.beat = NOBODY.beat
+        exchange.heartbeat = None  # a circle would wait for the collector
 
 
 class RelayBody:
@@ -13003,16 +13011,8 @@ def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
     """A collected answer; the account's key is masked should the upstream quote it."""
     secret = maskable_key(lease)
-    return HttpResponse(upstream.status, shown_headers(secret, upstream), masked(secret, body))
-
-
-def shown_headers(secret: str, upstream: UpstreamResponse,
-                  less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
-    """The upstream's headers for the client, without the account's key."""
-    pairs = downstream_headers(upstream.headers, upstream.decoded, less)
-    if secret and secret in "\n".join(map(VALUE_OF, pairs)):
-        pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
-    return pairs
+    headers = downstream_headers(upstream.headers, upstream.decoded, NO_NAMES, secret)
+    return HttpResponse(upstream.status, headers, masked(secret, body))
 
 
 def maskable_key(lease: Lease) -> str:
@@ -14909,7 +14909,7 @@ def request_ids() -> Callable[[], str]:
     Out of a generator of their own: a program may have seeded the one that all share.
     """
     bits = random.Random().getrandbits
-    return lambda: "req_%024x" % bits(96)
+    return lambda: "req_" + bits(96).to_bytes(12, "big").hex()
 
 
 def is_same_host(listening: str, asked: str) -> bool:
