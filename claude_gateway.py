@@ -11564,13 +11564,18 @@ class Admission:
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not self.key:
             self.barred = "invalid x-api-key" if presented else "missing x-api-key header"
-        # Nothing is to be said of most heads, which is one question instead of ten.
-        self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
         self.route_name, self.handler = (route.name, route.handler) if route else ("", "")
+        if self.handler == "answer_telemetry" and config.telemetry == "forward":
+            self.handler = "forward_as_it_is"
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
-        self.limited_key = served.limited_keys.get(self.key)
+        is_forwarded = self.handler.startswith("forward_")
+        self.lacks_body = is_forwarded and self.handler != "forward_as_it_is" and not self.has_body
+        self.limited_key = served.limited_keys.get(self.key) if is_forwarded else None
+        # Nothing is to be said of most heads, which is one question instead of ten.
+        self.is_usual = route is not None and self.limited_key is None and not (
+            self.doubled or self.refusal or self.barred or self.lacks_body)
 
 
 # What a provider is sent in front of a body: the target, and the header lines around the
@@ -11908,7 +11913,7 @@ class Engine:
     def _answer_unusual(self, exchange: Exchange) -> Optional[HttpResponse]:
         """The answer to what no route is for, or a note to who runs the client.
 
-        Raises RequestError: no such path, or not for this client.
+        Raises RequestError: no such path, or not for this client, now, or without a body.
         """
         request, admission = exchange.request, exchange.admission
         if admission.doubled:
@@ -11931,16 +11936,12 @@ class Engine:
         if admission.route is None:
             raise RequestError(405, "%s is not allowed here" % request.method,
                                [("Allow", allowed_methods(routes))])
-        return None
-
-    def _needed_body(self, exchange: Exchange) -> bytes:
-        """The body of a request that must have one, from a key that may make it now."""
-        admission = exchange.admission
+        exchange.record.route = admission.route_name
         if admission.limited_key is not None:
             self._check_rate(admission.limited_key)
-        if not admission.has_body:
+        if admission.lacks_body:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
-        return self._body(exchange)
+        return None
 
     @staticmethod
     def _body(exchange: Exchange) -> bytes:
@@ -12038,8 +12039,6 @@ class Engine:
 
     def answer_telemetry(self, exchange: Exchange) -> HttpResponse:
         """Clients report their use to the base URL; it stays here unless told otherwise."""
-        if exchange.served.config.telemetry == "forward":
-            return self.forward_as_it_is(exchange)
         return json_response(200, {})
 
     # -- seeing what it does (contract section 12)
@@ -12146,7 +12145,7 @@ class Engine:
 
     def _message(self, exchange: Exchange) -> Body:
         """A request's message, as it came."""
-        document = parse_message_request(self._needed_body(exchange))
+        document = parse_message_request(self._body(exchange))
         exchange.body = body = document.values
         exchange.spell = document.spelled
         exchange.record.model = body["model"]
@@ -12164,7 +12163,7 @@ class Engine:
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""
         try:
-            values = JsonDocument(self._needed_body(exchange)).values
+            values = JsonDocument(self._body(exchange)).values
         except ValueError as error:
             raise RequestError(400, "invalid JSON: %s" % error) from None
         assert isinstance(exchange.door, ChatDoor)
@@ -12237,10 +12236,7 @@ class Engine:
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
-        admission = exchange.admission
-        if admission.limited_key is not None:
-            self._check_rate(admission.limited_key)
-        routed = exchange.served.routed("", "passage")
+        admission, routed = exchange.admission, exchange.served.routed("", "passage")
         if not routed.providers:
             raise NoUsableAccount("no provider is enabled that could take this path")
         body: Optional[bytes] = self._body(exchange)
