@@ -115,7 +115,6 @@ from functools import lru_cache
 from functools import partial
 from itertools import compress
 from itertools import repeat
-from itertools import repeat
 from typing import Any
 from typing import Callable
 from typing import Container
@@ -1137,11 +1136,9 @@ def header_lines(pairs: Iterable[tuple[str, str]], before: str = "", behind: str
 
 
 class HeaderTexts(Dict[Tuple[str, str], str]):
-    """Headers as lines; "" for one that somebody could read as something else.
+    """Headers as lines; "" for one that somebody could read as something else."""
 
-    No lru_cache, which takes more than twice the instructions to find one.
-    """
-
+    # No lru_cache: it takes more than twice the instructions to find one.
     def __missing__(self, pair: tuple[str, str]) -> str:
         if len(self) >= HEADER_LINES_KEPT:
             self.clear()
@@ -6851,7 +6848,6 @@ class Kind(NamedTuple):
 KIND_OF = operator.attrgetter("route", "provider", "account", "status", "ended",
                               "mapped_model", "model")
 CASE_OF = operator.attrgetter("case")
-# What is taken note of beside the moment.
 RECORD_OF = operator.itemgetter(1)
 # What is added up: the tokens, and how long it took.
 FIGURES_OF = operator.attrgetter("usage.input", "usage.output", "usage.cache_read",
@@ -11938,7 +11934,11 @@ class Engine:
                                [("Allow", allowed_methods(routes))])
         exchange.record.route = admission.route_name
         if admission.limited_key is not None:
-            self._check_rate(admission.limited_key)
+            seconds = self._rates.admit(admission.limited_key)
+            if seconds > 0:
+                raise RequestError(
+                    429, "the key %s is over its requests_per_minute" % admission.key,
+                    [("retry-after", str(max(1, int(seconds + 0.999))))])
         if admission.lacks_body:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
         return None
@@ -11948,12 +11948,6 @@ class Engine:
         body = exchange.request.read_body()
         exchange.record.bytes_in = len(body)
         return body
-
-    def _check_rate(self, key: ClientKey) -> None:
-        seconds = self._rates.admit(key)
-        if seconds > 0:
-            raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
-                               [("retry-after", str(max(1, int(seconds + 0.999))))])
 
     # -- the books of one request
 
@@ -12219,8 +12213,6 @@ class Engine:
     @staticmethod
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
-        if exchange.record.route == "count_tokens":
-            return  # a stream is no count: what it should have counted is then estimated
         exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
         for sent in exchange.plan.bodies.values():
             sent.body = None
@@ -12354,8 +12346,8 @@ class Engine:
         result, upstream = ABANDONED, None
         try:
             if account is not None and account.source is not None:
-                lease.secret = self._renewal.secret(lease.provider, account,
-                                                    exchange.request.peer)
+                peer = exchange.request.peer
+                lease.secret = self._renewal.secret(lease.provider, account, peer)
             upstream = self._send(exchange, lease)
             result = self._received(exchange, lease, upstream)
         except UpstreamError as error:
@@ -12604,7 +12596,8 @@ class Engine:
                                      door.replaced_headers if is_stream else NO_NAMES, secret)
         if is_stream:
             headers.extend(door.stream_headers)
-        if record.bytes_in > MAX_CALIBRATED_BYTES:
+        # A stream is no count: what it should have counted is then estimated.
+        if record.bytes_in > MAX_CALIBRATED_BYTES and record.route != "count_tokens":
             self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
         answer = HttpResponse(upstream.status, headers, body,
@@ -12681,13 +12674,13 @@ class Heartbeat:
         now = self._monotonic()
         if now >= self._due:
             if self._send is None:
-                self._send = self._begun()
+                self._send = self._head_sent()
             else:
                 self._send(self._exchange.door.ping)
             self._due = self._monotonic() + self._exchange.served.config.stream.ping_seconds
         return self._due - now
 
-    def _begun(self) -> Callable[[bytes], None]:
+    def _head_sent(self) -> Callable[[bytes], None]:
         """Send the head of a stream that is yet to come; gives what sends pieces of it."""
         exchange = self._exchange
         # An iterable: no bytes would be a body of length 0.
