@@ -7140,7 +7140,6 @@ class Alive(Dict[LiveRequest, None]):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._lock = threading.Lock()
         self._numbered_count = 0
 
@@ -11516,7 +11515,7 @@ class Routed:
         self.candidates = {has_own: [
             candidate for provider in usable_providers(providers, has_own)
             for candidate in own[provider.name]] for has_own in (False, True)}
-        # Our headers that tell who answered, by that and the number of calls.
+        # Our headers that tell who answered, by that and the number of calls: both are few.
         self.told: dict[tuple[Candidate, int], list[tuple[str, str]]] = {}
 
 
@@ -12990,10 +12989,9 @@ def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
         told = routed.told[key]
     except KeyError:
         provider, account = lease.candidate.key
-        told = list(filter(VALUE_OF, (
+        told = routed.told[key] = list(filter(VALUE_OF, (
             ("X-Gateway-Provider", provider), ("X-Gateway-Attempts", str(key[1])),
             ("X-Account-Email", account), ("X-Mapped-Model", routed.models[provider]))))
-        remember(routed.told, key, told, HEADS_KEPT)
     return [*told, *exchange.door.headers]
 
 
