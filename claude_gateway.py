@@ -741,7 +741,9 @@ class Headers:
 
     def line(self, name: str) -> str:
         """All values of a header as one list; "" without it."""
-        return self.get(name) if self._differ else ",".join(self.all(name))
+        if name not in self._places:
+            return ""
+        return self.pairs[self._places[name]][1] if self._differ else ",".join(self.all(name))
 
     def tokens(self, name: str) -> list[str]:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
@@ -911,10 +913,8 @@ class Outcome(NamedTuple):
 class Usage:
     """Token counts of one answer, as the upstream gave them; 0 where it gave none."""
 
-    __slots__ = ("input", "output", "cache_read", "cache_write")
-
-    def __init__(self) -> None:
-        self.input = self.output = self.cache_read = self.cache_write = 0
+    # The class's, so that one is made without a line of Python.
+    input = output = cache_read = cache_write = 0
 
     def update(self, usage: Any) -> None:
         """Take over what a ``usage`` object says; counts are cumulative (later wins)."""
@@ -1157,12 +1157,12 @@ known_status_line = Known(parse_status_line, 4).__getitem__  # one may be long
 
 def encode_head(start_line: str, pairs: Iterable[tuple[str, str]]) -> bytes:
     """A head as bytes."""
-    return b"%b\r\n%b\r\n" % (start_line.encode("latin-1", "replace"), header_lines(pairs))
+    return header_lines(pairs, start_line + "\r\n", "\r\n")
 
 
-def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+def header_lines(pairs: Iterable[tuple[str, str]], before: str = "", behind: str = "") -> bytes:
     """Headers as lines.  A name or value that could break it out of its line is left out."""
-    text = "".join(map(HEADER_TEXTS.__getitem__, pairs))
+    text = "".join([before, *map(HEADER_TEXTS.__getitem__, pairs), behind])
     if len(text) > MAX_KEPT_HEAD_BYTES:
         HEADER_TEXTS.clear()  # what is kept has a bound in bytes, too
     return text.encode("latin-1", "replace")
@@ -1218,13 +1218,13 @@ def framed_head(response: HttpResponse, head: Head, keep: bool,
         ours += "Connection: close\r\n"
     elif head.version == 0:
         ours += "Connection: keep-alive\r\n"
-    return b"%b%b%b\r\n" % (status_line(status), header_lines(pairs), ours.encode("ascii"))
+    return header_lines(pairs, status_line(status), ours + "\r\n")
 
 
 @lru_cache(maxsize=64)
-def status_line(status: int) -> bytes:
+def status_line(status: int) -> str:
     """The first line of an answer's head."""
-    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, "Status").encode("ascii"))
+    return "HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, "Status"))
 
 
 class NoBody:
@@ -1642,13 +1642,17 @@ going_downstream = NamePicker(goes_downstream)
 
 
 def downstream_headers(headers: Headers, decoded: bool,
-                       less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
+                       less: frozenset[str] = NO_NAMES, secret: str = "") -> list[tuple[str, str]]:
     """The upstream's end-to-end headers, duplicates kept, less what is ours, and ``less``.
 
-    ``decoded`` says that the body's Content-Encoding has been undone.
+    ``decoded`` says that the body's Content-Encoding has been undone; ``secret``, the
+    account's key, is masked.
     """
-    return going_downstream(headers, less | {"content-encoding"} if decoded else less,
-                            headers.line("connection"))
+    pairs = going_downstream(headers, less | {"content-encoding"} if decoded else less,
+                             headers.line("connection"))
+    if secret and secret in "\n".join(map(VALUE_OF, pairs)):
+        pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
+    return pairs
 
 
 def pairs_without(
@@ -6753,17 +6757,18 @@ class RecordRing:
         self._seen_count = 0
         self._local_answers: dict[str, tuple[int, int]] = {}
 
-    def observe(self, record: RequestRecord) -> None:
-        """Keep one record."""
+    def observe(self, records: Iterable[RequestRecord]) -> None:
+        """Keep records, the oldest first."""
         with self._lock:
-            if record.provider or not is_quiet(record):
-                self._records.append(record)
-                self._seen_count += 1
-            # Without a status nothing was answered: the client had left before.
-            if not record.provider and record.status and not record.error:
-                kind = record.route or "none"  # as the metrics name it
-                count, tokens = self._local_answers.get(kind, (0, 0))
-                self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
+            for record in records:
+                if record.provider or not is_quiet(record):
+                    self._records.append(record)
+                    self._seen_count += 1
+                # Without a status nothing was answered: the client had left before.
+                if not record.provider and record.status and not record.error:
+                    kind = record.route or "none"  # as the metrics name it
+                    count, tokens = self._local_answers.get(kind, (0, 0))
+                    self._local_answers[kind] = (count + 1, tokens + record.saved_tokens)
 
     @property
     def seen_count(self) -> int:
@@ -6913,6 +6918,7 @@ class Kind(NamedTuple):
 KIND_OF = operator.attrgetter("route", "provider", "account", "status", "ended",
                               "mapped_model", "model")
 CASE_OF = operator.itemgetter(Attempt._fields.index("case"))
+RECORD_OF = operator.itemgetter(1)
 # What is added up: the tokens, and how long it took.
 FIGURES_OF = operator.attrgetter("usage.input", "usage.output", "usage.cache_read",
                                  "usage.cache_write", "seconds", "first_byte_seconds")
@@ -6932,12 +6938,13 @@ class Metrics:
     """Counts of finished requests: totals for Prometheus, minutes for the plots.
 
     A finished request is only taken note of, so that its connection's next one does not
-    wait; they are added up (``_fold``) for whoever reads the figures, and where they
-    become many: all of a kind together, half of the steps.  A reload keeps all of it.
+    wait; they are added up (``_fold``) and shown to ``keep`` for whoever asks, and where
+    they become many: all of a kind together, half of the steps.  A reload keeps all of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[Iterable[RequestRecord]], Any] = bool) -> None:
         self._lock = threading.Lock()
+        self._keep = keep
         self._uncounted: collections.deque[tuple[float, RequestRecord]] = collections.deque()
         self._requests: dict[tuple[str, str, str, str], int] = {}
         self._attempts: dict[str, int] = {}
@@ -6953,14 +6960,20 @@ class Metrics:
         """Count one finished request; ``now`` is monotonic."""
         self._uncounted.append((now, record))
         if len(self._uncounted) >= MAX_UNCOUNTED:
-            with self._lock:
-                self._fold()
+            self.settle()
+
+    def settle(self) -> None:
+        """Count, and give to be kept, all that has ended."""
+        with self._lock:
+            self._fold()
 
     def _fold(self) -> None:
         """Add up what has ended since the last time, for one thread at a time."""
         by_kind: dict[Any, list[tuple[Any, ...]]] = {}
-        for _ in range(len(self._uncounted)):
-            now, record = self._uncounted.popleft()
+        ended = list(map(collections.deque.popleft,
+                         repeat(self._uncounted, len(self._uncounted))))
+        self._keep(map(RECORD_OF, ended))
+        for now, record in ended:
             key = (now // 60, tuple(map(CASE_OF, record.attempts))) + KIND_OF(record)
             if key not in by_kind:
                 kind = Kind(*key)
@@ -7190,7 +7203,7 @@ class LiveRequest:
         }
 
 
-class Alive:
+class Alive(Dict[LiveRequest, None]):
     """The requests under way, oldest first.
 
     One comes and goes in a single step of the dict's; the lock is for those who look.
@@ -7199,21 +7212,16 @@ class Alive:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbered_count = 0
-        self._requests: dict[LiveRequest, None] = {}
-
-    def begin(self, live: LiveRequest) -> None:
-        """It has come."""
-        self._requests[live] = None
 
     def end(self, live: LiveRequest) -> None:
         """It has ended.  What it would be asked leads back to it: a circle to be cut."""
         live.tokens_so_far = None
-        self._requests.pop(live, None)
+        self.pop(live, None)
 
     def requests(self) -> list[LiveRequest]:
         """Those that are no probes and no looks at the gateway."""
         with self._lock:
-            requests = list(self._requests.copy())
+            requests = list(self.copy())
             for live in requests:
                 if not live.number:
                     live.number = self._numbered_count = self._numbered_count + 1
@@ -11494,7 +11502,9 @@ class Exchange(LiveRequest):
     path = ""
     # A whole answer is to be a JSON object; what is not repeatable goes again if not done.
     whole = repeatable = True
+    # Who keeps the client waiting, and whether the head of the answer has gone for that.
     heartbeat: Optional[Heartbeat] = None
+    has_begun = False
     may_resend = True
     # The message request that goes upstream, and how its edits are spelled.
     body: Optional[Body] = None
@@ -11515,14 +11525,20 @@ class Exchange(LiveRequest):
         self.served = served
         self.admission = admission
 
+    def with_our_headers(self, response: HttpResponse) -> HttpResponse:
+        """The headers that all answers have: ids, and CORS for a listed origin."""
+        has_id = "request-id" in map(str.lower, map(NAME_OF, response.headers))
+        response.headers.append(("X-Request-ID", self.id))
+        if not has_id:
+            response.headers.append(("request-id", self.id))
+        origin = self.admission.origin
+        if origin:
+            response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
+        return response
+
     def turn_to(self, provider: Provider) -> None:
         """From now on it is this provider's answer that counts."""
         self.body, self.door = self.readings.get(provider.name, (self.body, self.door))
-
-    @property
-    def watch(self) -> Watch:
-        """Whom to watch, and to keep alive, while an upstream is waited for."""
-        return self.heartbeat or self.request.peer
 
     def holds_key(self, text: str) -> bool:
         """Whether a gateway key stands in some other place than where keys are read.
@@ -11576,7 +11592,7 @@ class Routed:
     a credential of its own.
     """
 
-    __slots__ = ("providers", "model", "spoken", "models", "candidates", "ways")
+    __slots__ = ("providers", "model", "spoken", "models", "candidates", "ways", "told")
 
     def __init__(self, providers: Sequence[Provider], model: str) -> None:
         self.providers = providers
@@ -11588,6 +11604,8 @@ class Routed:
         self.candidates = {has_own: [
             candidate for provider in usable_providers(providers, has_own)
             for candidate in own[provider.name]] for has_own in (False, True)}
+        # Our headers that tell who answered, by that and the number of calls: both are few.
+        self.told: dict[tuple[Candidate, int], list[tuple[str, str]]] = {}
 
 
 class Admission:
@@ -11632,14 +11650,19 @@ class Admission:
         is_open = mode == "off" or (mode != "strict" and route is not None and route.open)
         if not is_open and not self.key:
             self.barred = "invalid x-api-key" if presented else "missing x-api-key header"
-        # Nothing is to be said of most heads, which is one question instead of ten.
-        self.is_usual = route is not None and not (self.doubled or self.refusal or self.barred)
         self.route_name, self.handler = (route.name, route.handler) if route else ("", "")
         self.is_message = self.route_name in MESSAGE_ROUTES
+        if self.handler == "answer_telemetry" and config.telemetry == "forward":
+            self.handler = "forward_as_it_is"
         self.is_chat = self.routes is ROUTES[CHAT_PATH]
         self.has_body = any(name in request.headers
                             for name in ("content-length", "transfer-encoding"))
-        self.limited_key = served.limited_keys.get(self.key)
+        is_forwarded = self.handler.startswith("forward_")
+        self.lacks_body = is_forwarded and self.handler != "forward_as_it_is" and not self.has_body
+        self.limited_key = served.limited_keys.get(self.key) if is_forwarded else None
+        # Nothing is to be said of most heads, which is one question instead of ten.
+        self.is_usual = route is not None and self.limited_key is None and not (
+            self.doubled or self.refusal or self.barred or self.lacks_body)
 
 
 class Served:
@@ -11659,6 +11682,7 @@ class Served:
         self.collect = config.stream.collect
         self.sticky, self.strategy = config.routing.sticky, config.routing.strategy
         self.retry, self.timeouts = config.retry, config.timeouts
+        self.holds = config.stream.hold_seconds > 0
         # By model and route; names are clients', so that they are bounded.
         self._routed: dict[tuple[str, str], Routed] = {}
         # By the kind of a client's head, and by that, the account and what the body asks
@@ -11871,8 +11895,8 @@ class Engine:
         self._renewal = renewal
         self._page = page
         self._started = monotonic(), wall_clock()
-        self.records = RecordRing()
-        self.metrics = Metrics()
+        self._records = RecordRing()
+        self.metrics = Metrics(self._records.observe)
         self.alive = Alive()
         self.draining = False
         self._transport = transport
@@ -11889,6 +11913,12 @@ class Engine:
     def config(self) -> Config:
         """The configuration in force for the next request."""
         return self._served.config
+
+    @property
+    def records(self) -> RecordRing:
+        """The newest requests, with all that have ended."""
+        self.metrics.settle()
+        return self._records
 
     def reload(self, config: Config) -> None:
         """Serve another configuration from the next request on; accounts keep their state."""
@@ -11926,7 +11956,7 @@ class Engine:
         request_id = admission.request_id or self._new_id()
         record = RequestRecord(request_id, request.method, self._wall_clock())
         exchange = Exchange(request, request_id, record, self._monotonic(), served, admission)
-        self.alive.begin(exchange)
+        self.alive[exchange] = None
         if admission.is_chat:
             exchange.door = ChatDoor("chatcmpl-" + self._new_id()[-24:], int(self._wall_clock()),
                                      self._tool_memory)
@@ -11948,7 +11978,7 @@ class Engine:
     def _answer_unusual(self, exchange: Exchange) -> Optional[HttpResponse]:
         """The answer to what no route is for, or a note to who runs the client.
 
-        Raises RequestError: no such path, or not for this client.
+        Raises RequestError: no such path, or not for this client, now, or without a body.
         """
         request, admission = exchange.request, exchange.admission
         if admission.doubled:
@@ -11971,14 +12001,16 @@ class Engine:
         if admission.route is None:
             raise RequestError(405, "%s is not allowed here" % request.method,
                                [("Allow", allowed_methods(routes))])
-        return None
-
-    def _needed_body(self, exchange: Exchange) -> bytes:
-        """The body of a request that must have one, from a key that may make it now."""
-        self._check_rate(exchange.admission.limited_key)
-        if not exchange.admission.has_body:
+        exchange.record.route = admission.route_name
+        if admission.limited_key is not None:
+            seconds = self._rates.admit(admission.limited_key)
+            if seconds > 0:
+                raise RequestError(
+                    429, "the key %s is over its requests_per_minute" % admission.key,
+                    [("retry-after", str(max(1, int(seconds + 0.999))))])
+        if admission.lacks_body:
             raise RequestError(411, "a request here needs a Content-Length, or a chunked body")
-        return self._body(exchange)
+        return None
 
     @staticmethod
     def _body(exchange: Exchange) -> bytes:
@@ -11986,34 +12018,15 @@ class Engine:
         exchange.record.bytes_in = len(body)
         return body
 
-    def _check_rate(self, key: Optional[ClientKey]) -> None:
-        if key is None:
-            return
-        seconds = self._rates.admit(key)
-        if seconds > 0:
-            raise RequestError(429, "the key %s is over its requests_per_minute" % key.name,
-                               [("retry-after", str(max(1, int(seconds + 0.999))))])
-
     # -- the books of one request
-
-    def _with_our_headers(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
-        """The headers that all answers have: ids, and CORS for a listed origin."""
-        has_id = "request-id" in map(str.lower, map(NAME_OF, response.headers))
-        response.headers.append(("X-Request-ID", exchange.id))
-        if not has_id:
-            response.headers.append(("request-id", exchange.id))
-        origin = exchange.admission.origin
-        if origin:
-            response.headers.extend(cors_headers(origin, [name for name, _ in response.headers]))
-        return response
 
     def _finished(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
         """The response as it goes down, and its record at its end."""
-        if exchange.heartbeat is not None and exchange.heartbeat.began:
+        if exchange.has_begun:
             # Its head has gone: what is no stream goes down as an event.
             response = as_event(exchange, response)
         else:
-            response = self._with_our_headers(exchange, response)
+            response = exchange.with_our_headers(response)
         exchange.record.status = response.status
         if isinstance(response.body, bytes):
             exchange.record.bytes_out = len(response.body)
@@ -12035,12 +12048,12 @@ class Engine:
         if ended:
             record.ended = ended
         self.alive.end(exchange)
-        self.records.observe(record)
         self.metrics.observe(record, now)
         self._log.record(record)
         if now >= self._calibration.due and record.bytes_in <= MAX_CALIBRATED_BYTES:
             self._learn(exchange, now)
-        exchange.heartbeat = None  # it leads back here: a circle would wait for the collector
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
 
     # -- answered here
 
@@ -12089,8 +12102,6 @@ class Engine:
 
     def answer_telemetry(self, exchange: Exchange) -> HttpResponse:
         """Clients report their use to the base URL; it stays here unless told otherwise."""
-        if exchange.served.config.telemetry == "forward":
-            return self.forward_as_it_is(exchange)
         return json_response(200, {})
 
     # -- seeing what it does (contract section 12)
@@ -12198,7 +12209,7 @@ class Engine:
 
     def _message(self, exchange: Exchange) -> Body:
         """A request's message, as it came."""
-        document = parse_message_request(self._needed_body(exchange))
+        document = parse_message_request(self._body(exchange))
         exchange.body = body = document.values
         exchange.spell = document.spelled
         exchange.record.model = body["model"]
@@ -12215,7 +12226,7 @@ class Engine:
     def forward_chat(self, exchange: Exchange) -> HttpResponse:
         """POST /v1/chat/completions: the same engine behind another door (section 15)."""
         try:
-            values = JsonDocument(self._needed_body(exchange)).values
+            values = JsonDocument(self._body(exchange)).values
         except ValueError as error:
             raise RequestError(400, "invalid JSON: %s" % error) from None
         assert isinstance(exchange.door, ChatDoor)
@@ -12246,19 +12257,8 @@ class Engine:
 
     def _keep_alive(self, exchange: Exchange) -> None:
         """From now on the client of a stream is kept waiting with its head, then with pings."""
-        request, settings = exchange.request, exchange.served.config.stream
-        if settings.hold_seconds > 0 and request.begin_answer is not None:
-            exchange.heartbeat = Heartbeat(request.peer, partial(self._begin_stream, exchange),
-                                           exchange.door.ping, settings, self._monotonic)
-
-    def _begin_stream(self, exchange: Exchange) -> Callable[[bytes], None]:
-        """Send the head of a stream that is yet to come; gives what sends pieces of it."""
-        # An iterable: no bytes would be a body of length 0.
-        head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
-                                  *STREAM_HEADERS, *exchange.door.headers], iter(()))
-        begin = exchange.request.begin_answer
-        assert begin is not None
-        return begin(self._with_our_headers(exchange, head))
+        if exchange.served.holds and exchange.request.begin_answer is not None:
+            exchange.heartbeat = Heartbeat(exchange, self._monotonic)
 
     def _answer_warmup(self, exchange: Exchange, body: Body) -> HttpResponse:
         """Contract section 7: a message that says OK, as JSON or as six events."""
@@ -12283,13 +12283,10 @@ class Engine:
     @staticmethod
     def _forget_body(exchange: Exchange) -> None:
         """Let go of a large request once its answer is committed: streams last for minutes."""
-        # A stream is no count: what it should have counted is then estimated.
-        if (exchange.record.bytes_in > MAX_CALIBRATED_BYTES
-                and exchange.record.route != "count_tokens"):
-            exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
-            for sent in exchange.bodies.values():
-                sent.body = None
-            exchange.request.let_go()
+        exchange.body, exchange.spell, exchange.readings = None, plain_json, {}
+        for sent in exchange.bodies.values():
+            sent.body = None
+        exchange.request.let_go()
 
     def _learn(self, exchange: Exchange, now: float) -> None:
         """Let a request whose real count was told correct the estimate of its model."""
@@ -12301,12 +12298,11 @@ class Engine:
 
     def forward_as_it_is(self, exchange: Exchange) -> HttpResponse:
         """Any other /v1 path: to the first anthropic provider, whatever the body is."""
-        self._check_rate(exchange.admission.limited_key)
-        routed = exchange.served.routed("", "passage")
+        admission, routed = exchange.admission, exchange.served.routed("", "passage")
         if not routed.providers:
             raise NoUsableAccount("no provider is enabled that could take this path")
         body: Optional[bytes] = self._body(exchange)
-        if not body and not exchange.admission.has_body:
+        if not body and not admission.has_body:
             body = None
         exchange.routed, exchange.bodies = routed, {routed.providers[0].name: Prepared(body)}
         exchange.whole, exchange.repeatable = False, exchange.request.method in REPEATABLE_METHODS
@@ -12342,7 +12338,7 @@ class Engine:
                 return self._all_failed(exchange, failures)
             else:
                 exchange.stage = "queued"
-                self._transport.pause(step, exchange.watch)
+                self._transport.pause(step, exchange.request.peer)
 
     def _attempt(self, exchange: Exchange, lease: Lease) -> Union[HttpResponse, Failure]:
         """What one lease gives: an answer for the client, or a failure.
@@ -12401,7 +12397,7 @@ class Engine:
             return False
         try:
             secret = self._renewal.renewed(lease.provider, lease.account, lease.secret,
-                                           exchange.watch)
+                                           exchange.request.peer)
         except CredentialRefused:
             return False  # told in the log by the renewal; the refusal stands
         except CredentialError as error:
@@ -12420,7 +12416,8 @@ class Engine:
         upstream = None
         try:
             if candidate.sourced is not None:
-                lease.secret = self._renewal.secret(lease.provider, candidate.sourced, exchange.watch)
+                lease.secret = self._renewal.secret(lease.provider, candidate.sourced,
+                                                    exchange.request.peer)
             upstream = self._send(exchange, lease)
             result = self._received(exchange, lease, upstream)
         except UpstreamError as error:
@@ -12459,7 +12456,8 @@ class Engine:
             head = upstream_head(exchange, lease, sent)
             if exchange.request.kind is not None:
                 remember(heads, kind, head, HEADS_KEPT)
-        call = UpstreamCall(head, body, exchange.served.timeouts, exchange.watch)
+        call = UpstreamCall(head, body, exchange.served.timeouts,
+                            exchange.request.peer)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)
@@ -12645,24 +12643,27 @@ class Engine:
                     raise UpstreamMalformed("upstream answered with something that is not a message")
             note_answer(record, value, lease)
             return whole_answer(lease, upstream, door.whole(whole, value))
-        heartbeat, secret = exchange.heartbeat, maskable_key(lease)
+        secret = maskable_key(lease)
         is_messages = is_stream and record.route in MESSAGE_ROUTES and upstream.readable
-        if not is_messages and heartbeat is not None and heartbeat.began:
+        if not is_messages and exchange.has_begun:
             raise UpstreamMalformed("upstream answered with something that is no stream of events")
         body = door.relay(exchange, upstream, secret, is_messages)
         exchange.tokens_so_far = body.tokens_so_far
-        if is_messages and exchange.served.config.stream.hold_seconds > 0:
+        if is_messages and exchange.served.holds:
             exchange.stage = "held"
             error = body.hold()
             if error is not None:
                 return error
         exchange.stage = "streaming"
-        if heartbeat is not None:
-            heartbeat.stop()
-        headers = shown_headers(secret, upstream, door.replaced_headers if is_stream else NO_NAMES)
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
+        headers = downstream_headers(upstream.headers, upstream.decoded,
+                                     door.replaced_headers if is_stream else NO_NAMES, secret)
         if is_stream:
             headers.extend(door.stream_headers)
-        self._forget_body(exchange)
+        # A stream is no count: what it should have counted is then estimated.
+        if record.bytes_in > MAX_CALIBRATED_BYTES and record.route != "count_tokens":
+            self._forget_body(exchange)
         # A stream's length, should one be told, would not cover an error event.
         answer = HttpResponse(upstream.status, headers, body,
                               None if is_stream else upstream.length,
@@ -12716,42 +12717,45 @@ class Engine:
         return response
 
 
-class Heartbeat(Watch):
-    """The client of a stream that has nothing to show yet; it keeps the connection alive.
+class Heartbeat:
+    """Keeps the client of a stream that has nothing to show yet, and its connection, alive.
 
-    Whoever waits for an upstream calls ``beat``.  After ``hold_seconds`` that sends
-    the head of the answer (``begin``), and from then on a ping after every
-    ``ping_seconds`` of silence, until ``stop``.
+    Whoever waits for an upstream lets the client ``beat``.  After ``hold_seconds`` that
+    sends the head of the answer, and from then on a ping after every ``ping_seconds`` of
+    silence, until ``stop``.
     """
 
     _send: Optional[Callable[[bytes], None]] = None
 
-    def __init__(self, peer: Watch, begin: Callable[[], Callable[[bytes], None]], ping: bytes,
-                 settings: Streaming, monotonic: Callable[[], float]) -> None:
-        self._peer = peer
-        self._ping = ping
-        self._begin_answer = begin
-        self._settings = settings
+    def __init__(self, exchange: Exchange, monotonic: Callable[[], float]) -> None:
+        self._exchange = exchange
         self._monotonic = monotonic
-        self._due = monotonic() + settings.hold_seconds
-        # All else is the client's own: no call in between for each event.
-        self.fileno, self.gone, self.rest = peer.fileno, peer.gone, peer.rest
-
-    @property
-    def began(self) -> bool:
-        """Whether the head has gone."""
-        return self._send is not None
+        self._due = monotonic() + exchange.served.config.stream.hold_seconds
+        # The client stays the one who is watched: no call in between for each event.
+        exchange.request.peer.beat = self.beat
 
     def beat(self) -> float:
         """Send what is due; the seconds until the next is.  Raises ClientGone."""
         now = self._monotonic()
         if now >= self._due:
             if self._send is None:
-                self._send = self._begin_answer()
+                self._send = self._head_sent()
             else:
-                self._send(self._ping)
-            self._due = self._monotonic() + self._settings.ping_seconds
+                self._send(self._exchange.door.ping)
+            self._due = self._monotonic() + self._exchange.served.config.stream.ping_seconds
         return self._due - now
+
+    def _head_sent(self) -> Callable[[bytes], None]:
+        """Send the head of a stream that is yet to come; gives what sends pieces of it."""
+        exchange = self._exchange
+        # An iterable: no bytes would be a body of length 0.
+        head = HttpResponse(200, [("Content-Type", exchange.door.stream_type),
+                                  *STREAM_HEADERS, *exchange.door.headers], iter(()))
+        begin = exchange.request.begin_answer
+        assert begin is not None
+        send = begin(exchange.with_our_headers(head))
+        exchange.has_begun = True
+        return send
 
     def begin(self) -> None:
         """Send the head at once, unless it has gone.  Raises ClientGone."""
@@ -12761,7 +12765,9 @@ class Heartbeat(Watch):
 
     def stop(self) -> None:
         """The answer itself goes on from here: no clock is looked at for each event."""
-        self.beat = None  # pyright: ignore[reportAttributeAccessIssue]
+        exchange = self._exchange
+        exchange.request.peer.beat = None
+        exchange.heartbeat = None  # a circle would wait for the collector
 
 
 class RelayBody:
@@ -13046,26 +13052,22 @@ def as_event(exchange: Exchange, response: HttpResponse) -> HttpResponse:
 
 def told_of(exchange: Exchange, lease: Lease) -> list[tuple[str, str]]:
     """Our headers that tell a client who answered."""
-    provider, account = lease.candidate.key
-    pairs = (("X-Gateway-Provider", provider),
-             ("X-Gateway-Attempts", str(exchange.attempts.calls_count)),
-             ("X-Account-Email", account), ("X-Mapped-Model", exchange.record.mapped_model))
-    return [*filter(VALUE_OF, pairs), *exchange.door.headers]
+    routed, key = exchange.routed, (lease.candidate, exchange.attempts.calls_count)
+    try:
+        told = routed.told[key]
+    except KeyError:
+        provider, account = lease.candidate.key
+        told = routed.told[key] = list(filter(VALUE_OF, (
+            ("X-Gateway-Provider", provider), ("X-Gateway-Attempts", str(key[1])),
+            ("X-Account-Email", account), ("X-Mapped-Model", routed.models[provider]))))
+    return [*told, *exchange.door.headers]
 
 
 def whole_answer(lease: Lease, upstream: UpstreamResponse, body: bytes) -> HttpResponse:
     """A collected answer; the account's key is masked should the upstream quote it."""
     secret = maskable_key(lease)
-    return HttpResponse(upstream.status, shown_headers(secret, upstream), masked(secret, body))
-
-
-def shown_headers(secret: str, upstream: UpstreamResponse,
-                  less: frozenset[str] = NO_NAMES) -> list[tuple[str, str]]:
-    """The upstream's headers for the client, without the account's key."""
-    pairs = downstream_headers(upstream.headers, upstream.decoded, less)
-    if secret and secret in "\n".join(map(VALUE_OF, pairs)):
-        pairs = [(name, value.replace(secret, "*" * len(secret))) for name, value in pairs]
-    return pairs
+    headers = downstream_headers(upstream.headers, upstream.decoded, NO_NAMES, secret)
+    return HttpResponse(upstream.status, headers, masked(secret, body))
 
 
 def maskable_key(lease: Lease) -> str:
@@ -14962,7 +14964,7 @@ def request_ids() -> Callable[[], str]:
     Out of a generator of their own: a program may have seeded the one that all share.
     """
     bits = random.Random().getrandbits
-    return lambda: "req_%024x" % bits(96)
+    return lambda: "req_" + bits(96).to_bytes(12, "big").hex()
 
 
 def is_same_host(listening: str, asked: str) -> bool:

@@ -247,7 +247,7 @@ class AliveTest(unittest.TestCase):
 
     def live(self, alive, route="messages", began=0.0):
         made = gw.LiveRequest(record(route, attempts=()), began)
-        alive.begin(made)
+        alive[made] = None
         return made
 
     def test_from_its_begin_to_its_end_oldest_first(self):

@@ -373,7 +373,7 @@ class RecordRingTest(unittest.TestCase):
             record = gw.RequestRecord(values.pop("id", "r"), "GET", 0)
             for name, value in values.items():
                 setattr(record, name, value)
-            ring.observe(record)
+            ring.observe([record])
         return ring
 
     def test_newest_first_up_to_the_limit(self):
@@ -390,7 +390,7 @@ class RecordRingTest(unittest.TestCase):
     def test_the_contracts_size_is_the_default(self):
         ring = gw.RecordRing()
         for number in range(1001):
-            ring.observe(gw.RequestRecord(str(number), "GET", 0))
+            ring.observe([gw.RequestRecord(str(number), "GET", 0)])
         kept = ring.newest(2000)
         self.assertEqual((len(kept), kept[0].id, kept[-1].id), (1000, "1000", "1"))
 

@@ -1270,5 +1270,39 @@ class InternalErrorTest(unittest.TestCase):
         self.assertEqual(len(engine.records.newest(10)), 1)
 
 
+class BeatTest(unittest.TestCase):
+
+    def test_a_client_beats_while_it_waits_and_no_longer(self):
+        """A connection serves others after it: nothing of a request may stay there."""
+        clock, beats, sent = support.FakeClock(), [], []
+
+        def send(call):
+            beats.append(call.watch.beat())
+            clock.advance(beats[0] if len(beats) > 1 else 0.0)
+            beats.append(call.watch.beat())
+            raise gw.UpstreamUnreached("nobody there")
+
+        def begin(head):
+            sent.append(head.status)
+            return sent.append
+
+        engine = gw.Engine(
+            gw.Config.from_dict({"auth": {"mode": "off"}, "retry": {"max_attempts": 1}, "providers": [
+                {"name": "p", "base_url": "http://127.0.0.1:9",
+                 "accounts": [{"name": "a", "api_key": ACCOUNT_KEY}]}]}),
+            unittest.mock.Mock(send=send), gw.Log(lambda line: None, clock.time),
+            clock.monotonic, clock.time, lambda: "req_1", lambda: 0.5, unittest.mock.Mock())
+        peer = gw.Watch()
+        headers = gw.Headers([("Host", "localhost"), ("Content-Length", "5")])
+        for statuses in ([], [200]):
+            with self.subTest(statuses=statuses):
+                engine.handle(gw.HttpRequest("POST", "/v1/messages", headers,
+                                             lambda: STREAM_MESSAGE, peer, begin)).close()
+                self.assertEqual((sent, peer.beat), (statuses, None))
+        settings = engine.config.stream
+        self.assertEqual(beats, [settings.hold_seconds, settings.hold_seconds,
+                                 settings.hold_seconds, settings.ping_seconds])
+
+
 if __name__ == "__main__":
     unittest.main()
