@@ -747,14 +747,6 @@ class Headers:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
         return list(filter(None, map(str.strip, self.line(name).split(","))))
 
-    def with_value(self, place: int, value: str) -> Headers:
-        """The same headers with another value in the pair at one place."""
-        twin = Headers.__new__(Headers)
-        twin.keys, twin._places, twin._differ = self.keys, self._places, self._differ
-        twin.pairs = pairs = self.pairs.copy()
-        pairs[place] = (pairs[place][0], value)
-        return twin
-
 
 class Watch:
     """Who waits for an answer; the transport looks at it while it waits itself.
@@ -967,30 +959,31 @@ VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
 # Where a response head's blank line ends; bare LF as a line end is tolerated there.
 HEAD_END = re.compile(rb"\n\r?\n")
-# A Content-Length as clients write it; other spellings are read as any header is.
-LENGTH_LINE = re.compile(rb"(\r\n[Cc]ontent-[Ll]ength: )([0-9]{1,18})(?=\r\n)")
+# Content-Length as clients write it; other spellings are read as any header is.
+LENGTH_NAMES = b"\r\nContent-Length: ", b"\r\ncontent-length: "
 
 
-class Head(NamedTuple):
+class Head:
     """A parsed request head; ``version`` is the minor one, 0 or 1.
 
-    ``closes`` says that its sender ends the connection after it.  ``kind`` is one object
-    for all heads that differ in their Content-Length at most: what follows from one of
-    them follows from all.  None for one that is not remembered.  ``length`` is that of
-    the body where it was read with the head, and nothing else in it frames the body.
+    ``closes`` says that its sender ends the connection after it, ``expects`` that it waits
+    for a word before its body.  ``kind`` is one object for all heads that differ in their
+    Content-Length at most: what follows from one of them follows from all.  None for one
+    that is not remembered.  ``is_sized`` says that a length alone frames the body.
     """
 
-    method: str
-    target: str
-    version: int
-    headers: Headers
-    closes: bool = False
-    kind: Optional[object] = None
-    length: Optional[int] = None
+    __slots__ = ("method", "target", "version", "headers", "closes", "expects", "kind", "is_sized")
 
-
-# In the place of one that has not come, or could not be read.
-NO_HEAD = Head("-", "-", 1, Headers())
+    def __init__(self, method: str, target: str, version: int, headers: Headers) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.closes = wants_close(version, headers)
+        self.expects = "expect" in headers
+        self.kind: Optional[object] = None
+        self.is_sized = headers.keys.count("content-length") == 1 and (
+            "transfer-encoding" not in headers)
 
 
 class StatusHead(NamedTuple):
@@ -1029,34 +1022,34 @@ def parse_header_lines(lines: Sequence[str],
     return list(map(parse, lines))
 
 
-def parse_request_head(data: bytes) -> Head:
-    """A request head, up to and with its blank line.  Raises RequestError.
+def parse_request_head(data: bytes) -> tuple[Head, Optional[int]]:
+    """A request head, up to and with its blank line, and the length of the body where that
+    alone frames it.  Raises RequestError.
 
     A client says the same in each request but for its body's length: the head around
     that is parsed once and then looked up, and what follows from it by its kind (a fifth
-    of a request's time).
+    of a request's time).  Its headers are shared, so that they have "" for the length.
     """
     if len(data) > MAX_KEPT_HEAD_BYTES:
-        return parse_whole_head(data)
-    parts = LENGTH_LINE.split(data, 1)
-    if len(parts) == 1:
-        return known_head(data)[0]
-    before, name, digits, after = parts
-    (method, target, version, headers, closes, kind, length), at = known_head(
-        before, name + b"0" + after)
-    if length is None:
-        return parse_whole_head(data)  # framed in a second way, too
-    return Head(method, target, version, headers.with_value(at, digits.decode("ascii")), closes,
-                kind, int(digits))
+        return parse_whole_head(data), None
+    # From the end, since clients put it last: a fifth of a regular expression's time.
+    at = data.rfind(b"ength: ") + 7
+    end = data.find(b"\r\n", at, at + 20)  # after 18 digits at most
+    digits = data[at:end]
+    if data[at - 18:at] not in LENGTH_NAMES or not digits.isdigit():
+        return known_head(data), None
+    head = known_head(data[:at], data[end:])
+    if not head.is_sized:
+        return parse_whole_head(data), None  # framed in a second way, too
+    return head, int(digits)
 
 
 @lru_cache(maxsize=HEADS_KEPT)
-def known_head(before: bytes, after: bytes = b"") -> tuple[Head, int]:
-    """A head in two parts, and the index of the first header in the second one."""
-    head, at = parse_whole_head(before + after), before.count(b"\r\n")
-    is_sized = after and head.headers.keys.count("content-length") == 1 and (
-        "transfer-encoding" not in head.headers)
-    return head._replace(kind=object(), length=0 if is_sized else None), at
+def known_head(before: bytes, after: bytes = b"") -> Head:
+    """A head that is remembered; in two parts where a length is left out between them."""
+    head = parse_whole_head(before + after)
+    head.kind = object()
+    return head
 
 
 def parse_whole_head(data: bytes) -> Head:
@@ -1087,7 +1080,7 @@ def parse_whole_head(data: bytes) -> Head:
         raise RequestError(400, "exactly one Host header is needed", close=True)
     if hosts and HOST.fullmatch(hosts[0]) is None:
         raise RequestError(400, "malformed Host header", close=True)
-    return Head(method, target, int(minor), headers, wants_close(int(minor), headers))
+    return Head(method, target, int(minor), headers)
 
 
 def parse_response_head(data: bytes) -> StatusHead:
@@ -1213,11 +1206,12 @@ class NoBody:
 class LengthBody:
     """A body of a known number of bytes."""
 
-    excess = b""
+    __slots__ = ("remaining", "done", "excess")
 
     def __init__(self, length: int) -> None:
         self.remaining = length
         self.done = length == 0
+        self.excess = b""
 
     def feed(self, data: bytes) -> bytes:
         """The part of ``data`` that belongs to the body; the rest is in ``excess``."""
@@ -1225,7 +1219,8 @@ class LengthBody:
         if remaining < 0:
             self.excess += data[remaining:]
             data, remaining = data[:remaining], 0
-        self.remaining, self.done = remaining, remaining == 0
+        self.remaining = remaining
+        self.done = remaining == 0
         return data
 
     def feed_eof(self) -> None:
@@ -1410,8 +1405,6 @@ def request_body_decoder(head: Head) -> BodyDecoder:
 
     What two parsers could read in two ways is refused, and the connection with it.
     """
-    if head.length is not None:
-        return LengthBody(head.length)
     codings = head.headers.all("transfer-encoding")
     try:
         length = content_length(head.headers)
@@ -1463,6 +1456,10 @@ def wants_close(version: int, headers: Headers) -> bool:
 def known_members(text: str) -> tuple[str, ...]:
     """The members of a list, in lower case."""
     return tuple(filter(None, map(str.strip, text.lower().split(","))))
+
+
+# In the place of a request that has not come, or could not be read.
+NO_HEAD, NO_BODY = Head("-", "-", 1, Headers()), NoBody()
 
 
 class Inflater:
@@ -11843,7 +11840,7 @@ class Engine:
 
     def refuse(self, error: GatewayError, request: Optional[HttpRequest] = None) -> HttpResponse:
         """The answer to what never became a request, such as a malformed head."""
-        nothing = request or HttpRequest(*NO_HEAD[:2], NO_HEAD.headers)
+        nothing = request or HttpRequest(NO_HEAD.method, NO_HEAD.target, NO_HEAD.headers)
         return self._refused(self._begin(nothing), error)
 
     def _begin(self, request: HttpRequest) -> Exchange:
@@ -13204,19 +13201,12 @@ class ClientConnection(Watch):
 
     def await_request(self, seconds: float) -> bool:
         """Whether a first byte of a request comes in time."""
-        if self._buffer:
-            return True
         try:
-            self._buffer = self._next(seconds)
+            if not self._buffer and self.rest(self._readable.poll, seconds * 1000):
+                self._buffer = self._sock.recv(READ_BYTES)
         except OSError:
-            return False  # silent or gone: the connection ends without a word
-        return bool(self._buffer)
-
-    def _next(self, seconds: float) -> bytes:
-        """What comes within ``seconds``; b"" at the end.  Raises OSError (timeout for silence)."""
-        if not self.rest(self._readable.poll, seconds * 1000):
-            raise socket.timeout("silence")
-        return self._sock.recv(READ_BYTES)
+            pass  # gone: the connection ends without a word
+        return self._buffer != b""
 
     def rest(self, wait: Callable[..., Any], *arguments: Any) -> Any:
         """What a call gives that only waits: it is another one's turn meanwhile."""
@@ -13236,10 +13226,10 @@ class ClientConnection(Watch):
         deadline: Optional[float] = None
         searched = blank = 0
         while True:
-            while blank < MAX_BLANK_LINES and self._buffer.startswith(b"\r\n"):
-                blank += 1
-                self._buffer = self._buffer[2:]
             buffer = self._buffer
+            if buffer.startswith(b"\r\n") and blank < MAX_BLANK_LINES:
+                self._buffer, blank = buffer[2:], blank + 1
+                continue
             end = buffer.find(b"\r\n\r\n", searched) + 4
             if 4 <= end <= MAX_HEAD_BYTES:
                 self._buffer = buffer[end:]
@@ -13260,12 +13250,10 @@ class ClientConnection(Watch):
             raise RequestError(400, "a line ends in a bare LF", close=True)
 
     def _receive(self, seconds: float, what: str) -> bytes:
-        if seconds <= 0:
-            raise RequestError(408, "the request's %s took too long" % what, close=True)
         try:
-            data = self._next(seconds)
-        except socket.timeout:
-            raise RequestError(408, "the request's %s took too long" % what, close=True) from None
+            if seconds <= 0 or not self.rest(self._readable.poll, seconds * 1000):
+                raise RequestError(408, "the request's %s took too long" % what, close=True)
+            data = self._sock.recv(READ_BYTES)
         except OSError as error:
             raise ClientGone() from error
         if not data:
@@ -13286,7 +13274,12 @@ class ClientConnection(Watch):
                 allowed = seconds + total / MIN_BODY_BYTES_PER_SECOND
                 self._buffer = self._receive(
                     min(seconds, began + allowed - self._monotonic()), "body")
-            piece = self._body_piece(decoder)
+            try:
+                piece = decoder.feed(self._buffer)
+            except ValueError as error:
+                raise RequestError(400, "malformed chunked body: %s" % error,
+                                   close=True) from None
+            self._buffer = decoder.excess
             count = len(piece)
             total += count
             if total > limit_bytes:
@@ -13295,14 +13288,6 @@ class ClientConnection(Watch):
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _body_piece(self, decoder: BodyDecoder) -> bytes:
-        try:
-            piece = decoder.feed(self._buffer)
-        except ValueError as error:
-            raise RequestError(400, "malformed chunked body: %s" % error, close=True) from None
-        self._buffer, decoder.excess = decoder.excess, b""
-        return piece
-
     def drain(self, decoder: BodyDecoder, limit_bytes: int, seconds: float) -> bool:
         """Throw the rest of a body away; whether all of it came in these bounds."""
         deadline = self._monotonic() + seconds
@@ -13310,8 +13295,9 @@ class ClientConnection(Watch):
         try:
             while not decoder.done and total <= limit_bytes:
                 self._buffer = self._buffer or self._receive(deadline - self._monotonic(), "body")
-                total += len(self._body_piece(decoder))
-        except (RequestError, ClientGone):
+                total += len(decoder.feed(self._buffer))
+                self._buffer = decoder.excess
+        except (RequestError, ClientGone, ValueError):
             return False  # safe: the connection is closed by whoever asked
         return decoder.done
 
@@ -13388,9 +13374,9 @@ class BodyShare:
 
     def take(self, count: int) -> None:
         """Reserve some more.  Raises Unavailable, and then has nothing: others may go on."""
-        budget = self._budget
+        budget, whole = self._budget, self._whole
         with budget.lock:
-            if budget.held_bytes + max(count, self._whole) > budget.limit_bytes:
+            if budget.held_bytes + (count if count > whole else whole) > budget.limit_bytes:
                 count = self._last_room(count)
             budget.held_bytes += count
         self._bytes += count
@@ -13434,7 +13420,7 @@ class BodyShare:
         if self._bytes:
             with self._budget.lock:
                 self._budget.held_bytes -= self._bytes
-        self._bytes = self._whole = 0
+            self._bytes = self._whole = 0
 
 
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
@@ -13449,32 +13435,23 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Called by socketserver; no file objects are made of the socket."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._timeouts, self._application = self.server.timeouts, self.server.application
+        timeouts, (self._serve, self._refuse) = self.server.timeouts, self.server.application
         self._client = ClientConnection(self.request, self.server.monotonic, self.server.turns)
         self._share = BodyShare(self.server.bodies)
         self._is_spare = self.server.is_spare(self.request)
-        self._idle_seconds, self._head_seconds = (
-            (SPARE_HEAD_SECONDS, SPARE_HEAD_SECONDS) if self._is_spare else
-            (self._timeouts.keepalive_seconds, self._timeouts.client_seconds))
-        self._decoder: BodyDecoder = NoBody()
+        self._idle_seconds, self._seconds = timeouts.keepalive_seconds, timeouts.client_seconds
+        self._head_seconds = SPARE_HEAD_SECONDS if self._is_spare else self._seconds
         self._lingers = False
-        self._start_request()
 
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
         client, server = self._client, self.server
         try:
-            while True:
-                began = server.monotonic() if self._is_spare else 0.0
-                if not client.await_request(self._idle_seconds) and not self._is_spare:
-                    break
-                self._start_request()
-                raw, refusal, seconds = b"", None, self._head_seconds
+            # One above the limit has its time for all of it, silence with it.
+            while self._is_spare or client.await_request(self._idle_seconds):
+                raw, refusal = b"", None
                 try:
-                    if self._is_spare:
-                        # All of its time, silence with it; a last look tells who has left.
-                        seconds = max(0.01, began + seconds - server.monotonic())
-                    raw = client.read_head(seconds)
+                    raw = client.read_head(self._head_seconds)
                 except RequestError as error:
                     refusal = busy("too many connections") if self._is_spare else error
                 # Half a head is no request yet: it does not hold up a stop.
@@ -13483,7 +13460,10 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                     keep = self._serve_one(raw, refusal)
                 finally:
                     self._share.give_back()
-                    server.no_longer_busy(self)
+                    # Without a lock: who waits says so and then looks, we do the opposite.
+                    server.busy.discard(self)
+                    if server.awaits_idle:
+                        server.no_longer_busy()
                 if not keep:
                     break
             if self._lingers:
@@ -13495,31 +13475,28 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         """Called by socketserver, which then closes the socket."""
         self._client.finish()
 
-    def _start_request(self) -> None:
-        """Forget the request before: nothing of it may show in the next."""
-        self._head = NO_HEAD
-        self._decoder = NoBody()
-        self._continue_owed = False
-        self._has_begun = False
-
     def _serve_one(self, raw: bytes, refusal: Optional[GatewayError]) -> bool:
         """One request and its answer; whether the connection may serve another."""
         request: Optional[HttpRequest] = None
+        # Nothing of the request before may show in this one.
+        self._head, self._decoder = NO_HEAD, NO_BODY
+        self._continue_owed = self._has_begun = False
         try:
             if refusal is not None:
                 raise refusal
-            head = self._head = parse_request_head(raw)
+            head, length = parse_request_head(raw)
+            self._head = head
             request = HttpRequest(head.method, head.target, head.headers, self._read_body,
                                   self._client, self._begin_answer, self._share.give_back,
                                   head.kind)
-            self._decoder = request_body_decoder(head)
+            self._decoder = request_body_decoder(head) if length is None else LengthBody(length)
             if self._is_spare and plain_path(request.path)[0] not in HEALTH_PATHS:
                 raise busy("too many connections")
-            if "expect" in head.headers:
+            if head.expects:
                 self._check_expectation()
-            response = self._application.handle(request)
+            response = self._serve(request)
         except GatewayError as error:
-            response = self._application.refuse(error, request)
+            response = self._refuse(error, request)
         return self._answer(response)
 
     def _check_expectation(self) -> None:
@@ -13532,17 +13509,17 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         """The request's body, for the engine, once its checks without a body are done."""
-        decoder, share, seconds = self._decoder, self._share, self._timeouts.client_seconds
-        limit_bytes = self.server.limit_bytes
-        reserve: Callable[[int], Any] = share.take
-        if isinstance(decoder, LengthBody):
-            if decoder.remaining > limit_bytes:
-                raise too_large(limit_bytes)
+        decoder, share, limit_bytes = self._decoder, self._share, self.server.limit_bytes
+        if not isinstance(decoder, LengthBody):
+            reserve = share.take
+        elif decoder.remaining > limit_bytes:
+            raise too_large(limit_bytes)
+        else:
             reserve = share.begin(decoder.remaining)
         if self._continue_owed and not decoder.done:
             self._continue_owed = False
-            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", seconds)
-        body = self._client.read_body(decoder, limit_bytes, seconds, reserve)
+            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._seconds)
+        body = self._client.read_body(decoder, limit_bytes, self._seconds, reserve)
         if len(body) > SMALL_BODY_BYTES:
             # As much again is reckoned with; only what bombs take is reserved besides, or
             # bodies that had room would be refused once they have been read.
@@ -13553,7 +13530,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         """Send the head of an answer whose body comes later; gives what sends pieces of it."""
         head = self._answer_head(response)
         self._has_begun = True
-        self._client.send(head, self._timeouts.client_seconds)
+        self._client.send(head, self._seconds)
         return self._send_piece
 
     def _answer(self, response: HttpResponse) -> bool:
@@ -13563,7 +13540,6 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         of it is thrown away where it is small; else the connection closes, after
         a while, so that the answer arrives.
         """
-        unread = not self._decoder.done
         keep, ended = False, "client_left"
         try:
             self._write(response)
@@ -13576,7 +13552,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                 self._client.reset_on_close()
         finally:
             response.close(ended)
-        if keep and unread:
+        if keep and not self._decoder.done:
             keep = self._client.drain(self._decoder, MAX_KEPT_DRAIN_BYTES, DRAIN_SECONDS)
         self._lingers = not keep and not ended
         return keep
@@ -13598,17 +13574,17 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def _send_piece(self, piece: bytes) -> None:
         self._client.send(encode_chunk(piece) if self._is_chunked else piece,
-                          self._timeouts.client_seconds)
+                          self._seconds)
 
     def _write(self, response: HttpResponse) -> None:
         """Head, unless it has gone, and body."""
-        head = b"" if self._has_begun else self._answer_head(response)
+        head, body = b"" if self._has_begun else self._answer_head(response), response.body
         if self._head.method == "HEAD" or response.status in (204, 304):
-            self._client.send(head, self._timeouts.client_seconds)
-        elif isinstance(response.body, bytes):
-            self._client.send(head + response.body, self._timeouts.client_seconds)
+            self._client.send(head, self._seconds)
+        elif isinstance(body, bytes):
+            self._client.send(head + body, self._seconds)
         else:
-            self._write_pieces(response, response.body, head)
+            self._write_pieces(response, body, head)
 
     def _write_pieces(self, response: HttpResponse, pieces: Iterable[bytes],
                       data: bytes) -> None:
@@ -13617,7 +13593,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         What is there at once goes down at once: one packet, and one call that other
         threads get in between at, less for the head and for the end of a stream.
         """
-        seconds, send, ready = self._timeouts.client_seconds, self._client.send, response.ready
+        seconds, send, ready = self._seconds, self._client.send, response.ready
         is_chunked = self._is_chunked
         if data and not ready():
             send(data, seconds)
@@ -13635,8 +13611,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def _linger(self) -> None:
         """Read on for a while before closing: a reset would take the answer with it."""
         self._client.finish_sending()
-        decoder: BodyDecoder = UntilCloseBody()
-        self._client.drain(decoder, MAX_DRAIN_BYTES,
+        self._client.drain(UntilCloseBody(), MAX_DRAIN_BYTES,
                            SPARE_HEAD_SECONDS if self._is_spare else DRAIN_SECONDS)
 
 
@@ -13675,7 +13650,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         # The connections that serve a request.
         self.busy: set[DownstreamHandler] = set()
-        self._awaits_idle = False
+        self.awaits_idle = False
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
         if ":" in address[0]:
@@ -13804,15 +13779,10 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             self.application.refuse(
                 GatewayError("internal error of the server: %s" % frames_of(error)), None).close()
 
-    def no_longer_busy(self, handler: DownstreamHandler) -> None:
-        """A request has its answer.
-
-        Without a lock: who waits says so and then looks at ``busy``, we do the opposite.
-        """
-        self.busy.discard(handler)
-        if self._awaits_idle and not self.busy:
-            with self._changed:
-                self._changed.notify_all()
+    def no_longer_busy(self) -> None:
+        """A request has its answer; who waits looks whether it was the last."""
+        with self._changed:
+            self._changed.notify_all()
 
     def counts(self) -> dict[str, int]:
         """``connections`` that are open, and ``requests`` under way."""
@@ -13822,7 +13792,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
     def wait_until_idle(self, seconds: float) -> bool:
         """Whether the last request under way ends within ``seconds``."""
         with self._changed:
-            self._awaits_idle = True
+            self.awaits_idle = True
             return self._changed.wait_for(lambda: not self.busy, seconds)
 
     def close_connections(self, seconds: float) -> bool:
