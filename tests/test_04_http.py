@@ -232,6 +232,41 @@ class KnownHeadTest(HeadTestCase):
             with self.assertRaises(gw.RequestError):
                 gw.request_body_decoder(head)
 
+    def test_the_one_before_on_a_connection_changes_nothing(self):
+        start = "POST /v1/messages HTTP/1.1"
+        lines = [("Content-Length: " + value,) for value in (
+            "5", "17", "", "+5", "5 ", "5\xb2", "9" * 18, "9" * 19, "5, 5", "5_0")]
+        lines += [("content-length: 5",), ("CONTENT-LENGTH: 5",), ("Content-Length:5",), (),
+                  ("Content-Length: 5", "A: 1"), ("A: 1", "Content-Length: 5"),
+                  ("Content-Length: 5", "A: 12"), ("A: 12", "Content-Length: 5"),
+                  ("Content-Length: 5", "Content-Length: 5"), ("A: ength: 5",), ("X-Length: 5",),
+                  ("Content-Length: 5", "Transfer-Encoding: chunked"), ("Expect: 100-continue",),
+                  ("Transfer-Encoding: chunked", "Content-Length: 5"), ("Connection: close",),
+                  ("Content-Length: 5", "P: " + "p" * gw.MAX_KEPT_HEAD_BYTES)]
+        data = [request_head(*some, start=start) for some in lines]
+        data += [request_head("Content-Length: 5", start=start, host=None),
+                 request_head("Content-Length: 5", start=start[:-1] + "0", host=None)]
+
+        def read(this, *last):
+            try:
+                return gw.parse_request_head(this, *last)
+            except gw.RequestError as error:
+                return error.message
+
+        for this in data:
+            alone = read(this)
+            for before in data:
+                last = read(before)
+                if isinstance(last, str):
+                    continue
+                with self.subTest(this, before=before):
+                    found = read(this, last[0])
+                    if isinstance(alone, str) or alone[0].kind is not None:
+                        self.assertEqual(found, alone)
+                    else:
+                        self.assertEqual((found[0].headers.pairs, found[0].kind, found[1]),
+                                         (alone[0].headers.pairs, None, None))
+
     def test_what_is_no_plain_length_is_no_length(self):
         for value in ("", "+5", "5 ", " 5", "5_0", "0x5", "-1", "5,5", "5\xb2", "1" * 19, "5\t"):
             with self.subTest(value):
