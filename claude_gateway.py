@@ -782,7 +782,8 @@ class HttpRequest:
     ``let_go`` tells the server that the body is no longer held in memory.
     ``begin_answer``, where there is one, sends the head of an answer before its
     body is known and gives what sends pieces of it; the answer that is then
-    returned is written without its head.  ``kind`` is that of its Head.
+    returned is written without its head.  ``headers`` and ``kind`` are those of its
+    Head: a Content-Length in them says nothing, since other requests share them.
     """
 
     __slots__ = ("method", "target", "headers", "read_body", "peer", "begin_answer", "let_go",
