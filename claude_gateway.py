@@ -749,14 +749,6 @@ class Headers:
         """The comma-separated members of all lines of a header, trimmed, not empty."""
         return list(filter(None, map(str.strip, self.line(name).split(","))))
 
-    def with_value(self, place: int, value: str) -> Headers:
-        """The same headers with another value in the pair at one place."""
-        twin = Headers.__new__(Headers)
-        twin.keys, twin._places, twin._differ = self.keys, self._places, self._differ
-        twin.pairs = pairs = self.pairs.copy()
-        pairs[place] = (pairs[place][0], value)
-        return twin
-
 
 class Watch:
     """Who waits for an answer; the transport looks at it while it waits itself.
@@ -790,7 +782,8 @@ class HttpRequest:
     ``let_go`` tells the server that the body is no longer held in memory.
     ``begin_answer``, where there is one, sends the head of an answer before its
     body is known and gives what sends pieces of it; the answer that is then
-    returned is written without its head.  ``kind`` is that of its Head.
+    returned is written without its head.  ``headers`` and ``kind`` are those of its
+    Head: a Content-Length in them says nothing, since other requests share them.
     """
 
     __slots__ = ("method", "target", "headers", "read_body", "peer", "begin_answer", "let_go",
@@ -973,7 +966,8 @@ REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([0
 STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 BAD_IN_HEAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 BAD_IN_TARGET = re.compile(r"[^\x21-\x7e]|[#\\]")
-CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+MAX_LENGTH_DIGITS = 18
+CONTENT_LENGTH = re.compile(r"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,%d})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
                         % MAX_CHUNK_SIZE_DIGITS)
 # A number as chunk sizes are written, as a rule.
@@ -982,26 +976,43 @@ VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_CLIENT_REQUEST_ID)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
 # Where a response head's blank line ends; bare LF as a line end is tolerated there.
 HEAD_END = re.compile(rb"\n\r?\n")
-# A Content-Length as clients write it; other spellings are read as any header is.
-LENGTH_LINE = re.compile(rb"(\r\n[Cc]ontent-[Ll]ength: )([0-9]{1,18})(?=\r\n)")
+# Content-Length as clients write it; other spellings are read as any header is.
+LENGTH_NAMES = b"\r\nContent-Length: ", b"\r\ncontent-length: "
 
 
-class Head(NamedTuple):
+def wants_close(version: int, headers: Headers) -> bool:
+    """Whether the sender of this head ends the connection after its message."""
+    options = list_members(headers.line("connection"))
+    return "close" in options if version else "keep-alive" not in options
+
+
+def list_members(text: str) -> tuple[str, ...]:
+    """The members of a list, in lower case."""
+    return tuple(filter(None, map(str.strip, text.lower().split(","))))
+
+
+class Head:
     """A parsed request head; ``version`` is the minor one, 0 or 1.
 
-    ``closes`` says that its sender ends the connection after it.  ``kind`` is one object
-    for all heads that differ in their Content-Length at most: what follows from one of
-    them follows from all.  None for one that is not remembered.  ``length`` is that of
-    the body where it was read with the head, and nothing else in it frames the body.
+    ``closes`` says that its sender ends the connection after it, ``expects`` that it waits
+    for a word before its body.  ``kind`` is one object for all heads that differ in their
+    Content-Length at most: what follows from one of them follows from all.  None for one
+    that is not remembered.  ``before`` and ``after`` are the bytes around that length where
+    it alone frames the body; else they are empty.
     """
 
-    method: str
-    target: str
-    version: int
-    headers: Headers
-    closes: bool = False
-    kind: Optional[object] = None
-    length: Optional[int] = None
+    __slots__ = ("method", "target", "version", "headers", "closes", "expects", "kind", "before",
+                 "after")
+
+    def __init__(self, method: str, target: str, version: int, headers: Headers) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.closes = wants_close(version, headers)
+        self.expects = "expect" in headers
+        self.kind: Optional[object] = None
+        self.before = self.after = b""
 
 
 # In the place of one that has not come, or could not be read.
@@ -1045,34 +1056,41 @@ def parse_header_lines(lines: Sequence[str],
     return list(map(parse, lines))
 
 
-def parse_request_head(data: bytes) -> Head:
-    """A request head, up to and with its blank line.  Raises RequestError.
+def parse_request_head(data: bytes, last: Head = NO_HEAD) -> tuple[Head, Optional[int]]:
+    """A request head, up to and with its blank line, and the length of the body where that
+    alone frames it; ``last`` is the one before on the connection.  Raises RequestError.
 
     A client says the same in each request but for its body's length: the head around
     that is parsed once and then looked up, and what follows from it by its kind (a fifth
-    of a request's time).
+    of a request's time).  Its headers are shared, so that they have "" for the length.
     """
+    digits = data[len(last.before):len(data) - len(last.after)]
+    if (digits.isdigit() and len(digits) <= MAX_LENGTH_DIGITS
+            and data.startswith(last.before) and data.endswith(last.after)):
+        return last, int(digits)  # no search and no hash of all of it (1 % of a request)
     if len(data) > MAX_KEPT_HEAD_BYTES:
-        return parse_whole_head(data)
-    parts = LENGTH_LINE.split(data, 1)
-    if len(parts) == 1:
-        return known_head(data)[0]
-    before, name, digits, after = parts
-    (method, target, version, headers, closes, kind, length), at = known_head(
-        before, name + b"0" + after)
-    if length is None:
-        return parse_whole_head(data)  # framed in a second way, too
-    return Head(method, target, version, headers.with_value(at, digits.decode("ascii")), closes,
-                kind, int(digits))
+        return parse_whole_head(data), None
+    # From the end, since clients put it last: a fifth of a regular expression's time.
+    at = data.rfind(b"ength: ") + 7
+    end = data.find(b"\r\n", at, at + MAX_LENGTH_DIGITS + 2)
+    digits = data[at:end]
+    if data[at - 18:at] not in LENGTH_NAMES or not digits.isdigit():
+        return known_head(data), None
+    head = known_head(data[:at], data[end:])
+    if not head.before:
+        return parse_whole_head(data), None  # framed in a second way, too
+    return head, int(digits)
 
 
 @lru_cache(maxsize=HEADS_KEPT)
-def known_head(before: bytes, after: bytes = b"") -> tuple[Head, int]:
-    """A head in two parts, and the index of the first header in the second one."""
-    head, at = parse_whole_head(before + after), before.count(b"\r\n")
-    is_sized = after and head.headers.keys.count("content-length") == 1 and (
-        "transfer-encoding" not in head.headers)
-    return head._replace(kind=object(), length=0 if is_sized else None), at
+def known_head(before: bytes, after: bytes = b"") -> Head:
+    """A head that is remembered; in two parts where a length is left out between them."""
+    head = parse_whole_head(before + after)
+    head.kind = object()
+    if after and head.headers.keys.count("content-length") == 1 and (
+            "transfer-encoding" not in head.headers):
+        head.before, head.after = before, after
+    return head
 
 
 def parse_whole_head(data: bytes) -> Head:
@@ -1103,7 +1121,7 @@ def parse_whole_head(data: bytes) -> Head:
         raise RequestError(400, "exactly one Host header is needed", close=True)
     if hosts and HOST.fullmatch(hosts[0]) is None:
         raise RequestError(400, "malformed Host header", close=True)
-    return Head(method, target, int(minor), headers, wants_close(int(minor), headers))
+    return Head(method, target, int(minor), headers)
 
 
 def split_response_head(data: bytes, start: int = 0) -> Optional[tuple[StatusHead, bytes]]:
@@ -1242,14 +1260,19 @@ class NoBody:
         """An end of the connection is fine."""
 
 
+# In the place of a request's body while nothing is known of it.
+NO_BODY = NoBody()
+
+
 class LengthBody:
     """A body of a known number of bytes."""
 
-    excess = b""
+    __slots__ = ("remaining", "done", "excess")
 
     def __init__(self, length: int) -> None:
         self.remaining = length
         self.done = length == 0
+        self.excess = b""
 
     def feed(self, data: bytes) -> bytes:
         """The part of ``data`` that belongs to the body; the rest is in ``excess``."""
@@ -1257,7 +1280,8 @@ class LengthBody:
         if remaining < 0:
             self.excess += data[remaining:]
             data, remaining = data[:remaining], 0
-        self.remaining, self.done = remaining, remaining == 0
+        self.remaining = remaining
+        self.done = remaining == 0
         return data
 
     def feed_eof(self) -> None:
@@ -1443,8 +1467,6 @@ def request_body_decoder(head: Head) -> BodyDecoder:
 
     What two parsers could read in two ways is refused, and the connection with it.
     """
-    if head.length is not None:
-        return LengthBody(head.length)
     codings = head.headers.all("transfer-encoding")
     try:
         length = content_length(head.headers)
@@ -1467,17 +1489,6 @@ def told_length(headers: Headers) -> Optional[int]:
         return content_length(headers)
     except ValueError:
         return None
-
-
-def wants_close(version: int, headers: Headers) -> bool:
-    """Whether the sender of this head ends the connection after its message."""
-    options = list_members(headers.line("connection"))
-    return "close" in options if version else "keep-alive" not in options
-
-
-def list_members(text: str) -> tuple[str, ...]:
-    """The members of a list, in lower case."""
-    return tuple(filter(None, map(str.strip, text.lower().split(","))))
 
 
 class Inflater:
@@ -11947,7 +11958,7 @@ class Engine:
 
     def refuse(self, error: GatewayError, request: Optional[HttpRequest] = None) -> HttpResponse:
         """The answer to what never became a request, such as a malformed head."""
-        nothing = request or HttpRequest(*NO_HEAD[:2], NO_HEAD.headers)
+        nothing = request or HttpRequest(NO_HEAD.method, NO_HEAD.target, NO_HEAD.headers)
         return self._refused(self._begin(nothing), error)
 
     def _begin(self, request: HttpRequest) -> Exchange:
@@ -13277,19 +13288,12 @@ class ClientConnection(Watch):
 
     def await_request(self, seconds: float) -> bool:
         """Whether a first byte of a request comes in time."""
-        if self._buffer:
-            return True
         try:
-            self._buffer = self._next(seconds)
+            if not self._buffer and self.rest(self._readable.poll, seconds * 1000):
+                self._buffer = self._sock.recv(READ_BYTES)
         except OSError:
-            return False  # silent or gone: the connection ends without a word
-        return bool(self._buffer)
-
-    def _next(self, seconds: float) -> bytes:
-        """What comes within ``seconds``; b"" at the end.  Raises OSError (timeout for silence)."""
-        if not self.rest(self._readable.poll, seconds * 1000):
-            raise socket.timeout("silence")
-        return self._sock.recv(READ_BYTES)
+            pass  # gone: the connection ends without a word
+        return self._buffer != b""
 
     def rest(self, wait: Callable[[Any], Any], argument: Any) -> Any:
         """What a call gives that only waits: it is another one's turn meanwhile."""
@@ -13309,10 +13313,10 @@ class ClientConnection(Watch):
         deadline: Optional[float] = None
         searched = blank = 0
         while True:
-            while blank < MAX_BLANK_LINES and self._buffer.startswith(b"\r\n"):
-                blank += 1
-                self._buffer = self._buffer[2:]
             buffer = self._buffer
+            if buffer.startswith(b"\r\n") and blank < MAX_BLANK_LINES:
+                self._buffer, blank = buffer[2:], blank + 1
+                continue
             end = buffer.find(b"\r\n\r\n", searched) + 4
             if 4 <= end <= MAX_HEAD_BYTES:
                 self._buffer = buffer[end:]
@@ -13333,12 +13337,10 @@ class ClientConnection(Watch):
             raise RequestError(400, "a line ends in a bare LF", close=True)
 
     def _receive(self, seconds: float, what: str) -> bytes:
-        if seconds <= 0:
-            raise RequestError(408, "the request's %s took too long" % what, close=True)
         try:
-            data = self._next(seconds)
-        except socket.timeout:
-            raise RequestError(408, "the request's %s took too long" % what, close=True) from None
+            if seconds <= 0 or not self.rest(self._readable.poll, seconds * 1000):
+                raise RequestError(408, "the request's %s took too long" % what, close=True)
+            data = self._sock.recv(READ_BYTES)
         except OSError as error:
             raise ClientGone() from error
         if not data:
@@ -13359,7 +13361,12 @@ class ClientConnection(Watch):
                 allowed = seconds + total / MIN_BODY_BYTES_PER_SECOND
                 self._buffer = self._receive(
                     min(seconds, began + allowed - self._monotonic()), "body")
-            piece = self._body_piece(decoder)
+            try:
+                piece = decoder.feed(self._buffer)
+            except ValueError as error:
+                raise RequestError(400, "malformed chunked body: %s" % error,
+                                   close=True) from None
+            self._buffer = decoder.excess
             count = len(piece)
             total += count
             if total > limit_bytes:
@@ -13368,14 +13375,6 @@ class ClientConnection(Watch):
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _body_piece(self, decoder: BodyDecoder) -> bytes:
-        try:
-            piece = decoder.feed(self._buffer)
-        except ValueError as error:
-            raise RequestError(400, "malformed chunked body: %s" % error, close=True) from None
-        self._buffer, decoder.excess = decoder.excess, b""
-        return piece
-
     def drain(self, decoder: BodyDecoder, limit_bytes: int, seconds: float) -> bool:
         """Throw the rest of a body away; whether all of it came in these bounds."""
         deadline = self._monotonic() + seconds
@@ -13383,8 +13382,9 @@ class ClientConnection(Watch):
         try:
             while not decoder.done and total <= limit_bytes:
                 self._buffer = self._buffer or self._receive(deadline - self._monotonic(), "body")
-                total += len(self._body_piece(decoder))
-        except (RequestError, ClientGone):
+                total += len(decoder.feed(self._buffer))
+                self._buffer = decoder.excess
+        except (RequestError, ClientGone, ValueError):
             return False  # safe: the connection is closed by whoever asked
         return decoder.done
 
@@ -13461,11 +13461,14 @@ class BodyShare:
 
     def take(self, count: int) -> None:
         """Reserve some more.  Raises Unavailable, and then has nothing: others may go on."""
-        budget = self._budget
-        with budget.lock:
-            if budget.held_bytes + max(count, self._whole) > budget.limit_bytes:
+        budget, whole = self._budget, self._whole
+        budget.lock.acquire()  # a third of the time that ``with`` takes (0.3 us less)
+        try:
+            if budget.held_bytes + (count if count > whole else whole) > budget.limit_bytes:
                 count = self._last_room(count)
             budget.held_bytes += count
+        finally:
+            budget.lock.release()
         self._bytes += count
 
     def _last_room(self, count: int) -> int:
@@ -13504,10 +13507,14 @@ class BodyShare:
 
     def give_back(self) -> None:
         """Free all of it; later calls do nothing."""
-        if self._bytes:
-            with self._budget.lock:
-                self._budget.held_bytes -= self._bytes
-        self._bytes = self._whole = 0
+        budget, count = self._budget, self._bytes
+        if count:
+            budget.lock.acquire()
+            try:
+                budget.held_bytes -= count
+            finally:
+                budget.lock.release()
+            self._bytes = self._whole = 0
 
 
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
@@ -13522,41 +13529,31 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Called by socketserver; no file objects are made of the socket."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._timeouts, self._application = self.server.timeouts, self.server.application
+        timeouts, (self._serve, self._refuse) = self.server.timeouts, self.server.application
         self._client = ClientConnection(self.request, self.server.monotonic, self.server.turns)
         self._share = BodyShare(self.server.bodies)
         self._is_spare = self.server.is_spare(self.request)
-        self._idle_seconds, self._head_seconds = (
-            (SPARE_HEAD_SECONDS, SPARE_HEAD_SECONDS) if self._is_spare else
-            (self._timeouts.keepalive_seconds, self._timeouts.client_seconds))
-        self._decoder: BodyDecoder = NoBody()
+        self._idle_seconds, self._seconds = timeouts.keepalive_seconds, timeouts.client_seconds
+        self._head_seconds = SPARE_HEAD_SECONDS if self._is_spare else self._seconds
+        self._head = NO_HEAD
         self._lingers = False
-        self._start_request()
+        # What each request is given: methods that are bound once (0.2 us).
+        self._hooks = self._read_body, self._client, self._begin_answer, self._share.give_back
 
     def handle(self) -> None:
         """Serve requests until one side wants the connection closed."""
         client, server = self._client, self.server
         try:
-            while True:
-                began = server.monotonic() if self._is_spare else 0.0
-                if not client.await_request(self._idle_seconds) and not self._is_spare:
-                    break
-                self._start_request()
-                raw, refusal, seconds = b"", None, self._head_seconds
+            # One above the limit has its time for all of it, silence with it.
+            while self._is_spare or client.await_request(self._idle_seconds):
                 try:
-                    if self._is_spare:
-                        # All of its time, silence with it; a last look tells who has left.
-                        seconds = max(0.01, began + seconds - server.monotonic())
-                    raw = client.read_head(seconds)
-                except RequestError as error:
-                    refusal = busy("too many connections") if self._is_spare else error
-                # Half a head is no request yet: it does not hold up a stop.
-                server.busy.add(self)
-                try:
-                    keep = self._serve_one(raw, refusal)
+                    keep = self._serve_one()
                 finally:
                     self._share.give_back()
-                    server.no_longer_busy(self)
+                    # Without a lock: who waits says so and then looks, we do the opposite.
+                    server.busy.discard(self)
+                    if server.awaits_idle:
+                        server.no_longer_busy()
                 if not keep:
                     break
             if self._lingers:
@@ -13567,32 +13564,35 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def finish(self) -> None:
         """Called by socketserver, which then closes the socket."""
         self._client.finish()
+        del self._hooks  # a circle
 
-    def _start_request(self) -> None:
-        """Forget the request before: nothing of it may show in the next."""
-        self._head = NO_HEAD
-        self._decoder = NoBody()
-        self._continue_owed = False
-        self._has_begun = False
-
-    def _serve_one(self, raw: bytes, refusal: Optional[GatewayError]) -> bool:
+    def _serve_one(self) -> bool:
         """One request and its answer; whether the connection may serve another."""
         request: Optional[HttpRequest] = None
+        # Nothing of the request before may show in this one.
+        last, self._head, self._decoder = self._head, NO_HEAD, NO_BODY
+        self._continue_owed = self._has_begun = False
         try:
-            if refusal is not None:
-                raise refusal
-            head = self._head = parse_request_head(raw)
-            request = HttpRequest(head.method, head.target, head.headers, self._read_body,
-                                  self._client, self._begin_answer, self._share.give_back,
-                                  head.kind)
-            self._decoder = request_body_decoder(head)
+            try:
+                raw = self._client.read_head(self._head_seconds)
+            except RequestError as error:
+                raise busy("too many connections") if self._is_spare else error
+            finally:
+                # Half a head is no request yet: it does not hold up a stop.
+                self.server.busy.add(self)
+            head, length = parse_request_head(raw, last)
+            self._head = head
+            read_body, peer, begin_answer, let_go = self._hooks
+            request = HttpRequest(head.method, head.target, head.headers, read_body, peer,
+                                  begin_answer, let_go, head.kind)
+            self._decoder = request_body_decoder(head) if length is None else LengthBody(length)
             if self._is_spare and plain_path(request.path)[0] not in HEALTH_PATHS:
                 raise busy("too many connections")
-            if "expect" in head.headers:
+            if head.expects:
                 self._check_expectation()
-            response = self._application.handle(request)
+            response = self._serve(request)
         except GatewayError as error:
-            response = self._application.refuse(error, request)
+            response = self._refuse(error, request)
         return self._answer(response)
 
     def _check_expectation(self) -> None:
@@ -13605,17 +13605,17 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         """The request's body, for the engine, once its checks without a body are done."""
-        decoder, share, seconds = self._decoder, self._share, self._timeouts.client_seconds
-        limit_bytes = self.server.limit_bytes
-        reserve: Callable[[int], Any] = share.take
-        if isinstance(decoder, LengthBody):
-            if decoder.remaining > limit_bytes:
-                raise too_large(limit_bytes)
+        decoder, share, limit_bytes = self._decoder, self._share, self.server.limit_bytes
+        if not isinstance(decoder, LengthBody):
+            reserve = share.take
+        elif decoder.remaining > limit_bytes:
+            raise too_large(limit_bytes)
+        else:
             reserve = share.begin(decoder.remaining)
         if self._continue_owed and not decoder.done:
             self._continue_owed = False
-            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", seconds)
-        body = self._client.read_body(decoder, limit_bytes, seconds, reserve)
+            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n", self._seconds)
+        body = self._client.read_body(decoder, limit_bytes, self._seconds, reserve)
         if len(body) > SMALL_BODY_BYTES:
             # As much again is reckoned with; only what bombs take is reserved besides, or
             # bodies that had room would be refused once they have been read.
@@ -13626,7 +13626,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         """Send the head of an answer whose body comes later; gives what sends pieces of it."""
         head = self._answer_head(response)
         self._has_begun = True
-        self._client.send(head, self._timeouts.client_seconds)
+        self._client.send(head, self._seconds)
         return self._send_piece
 
     def _answer(self, response: HttpResponse) -> bool:
@@ -13636,10 +13636,15 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         of it is thrown away where it is small; else the connection closes, after
         a while, so that the answer arrives.
         """
-        unread = not self._decoder.done
         keep, ended = False, "client_left"
         try:
-            self._write(response)
+            head, body = b"" if self._has_begun else self._answer_head(response), response.body
+            if self._head.method == "HEAD" or response.status in (204, 304):
+                self._client.send(head, self._seconds)
+            elif isinstance(body, bytes):
+                self._client.send(head + body, self._seconds)
+            else:
+                self._write_pieces(response, body, head)
             keep, ended = self._keeps, ""
         except UpstreamError:
             # Told by RelayBody in the record; here the connection ends without
@@ -13649,7 +13654,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
                 self._client.reset_on_close()
         finally:
             response.close(ended)
-        if keep and unread:
+        if keep and not self._decoder.done:
             keep = self._client.drain(self._decoder, MAX_KEPT_DRAIN_BYTES, DRAIN_SECONDS)
         self._lingers = not keep and not ended
         return keep
@@ -13670,18 +13675,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
             self._decoder.remaining <= MAX_KEPT_DRAIN_BYTES)
 
     def _send_piece(self, piece: bytes) -> None:
-        self._client.send(encode_chunk(piece) if self._is_chunked else piece,
-                          self._timeouts.client_seconds)
-
-    def _write(self, response: HttpResponse) -> None:
-        """Head, unless it has gone, and body."""
-        head = b"" if self._has_begun else self._answer_head(response)
-        if self._head.method == "HEAD" or response.status in (204, 304):
-            self._client.send(head, self._timeouts.client_seconds)
-        elif isinstance(response.body, bytes):
-            self._client.send(head + response.body, self._timeouts.client_seconds)
-        else:
-            self._write_pieces(response, response.body, head)
+        self._client.send(encode_chunk(piece) if self._is_chunked else piece, self._seconds)
 
     def _write_pieces(self, response: HttpResponse, pieces: Iterable[bytes],
                       data: bytes) -> None:
@@ -13690,7 +13684,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
         What is there at once goes down at once: one packet, and one call that other
         threads get in between at, less for the head and for the end of a stream.
         """
-        seconds, send, ready = self._timeouts.client_seconds, self._client.send, response.ready
+        seconds, send, ready = self._seconds, self._client.send, response.ready
         is_chunked = self._is_chunked
         if data and not ready():
             send(data, seconds)
@@ -13708,8 +13702,7 @@ class DownstreamHandler(http.server.BaseHTTPRequestHandler):
     def _linger(self) -> None:
         """Read on for a while before closing: a reset would take the answer with it."""
         self._client.finish_sending()
-        decoder: BodyDecoder = UntilCloseBody()
-        self._client.drain(decoder, MAX_DRAIN_BYTES,
+        self._client.drain(UntilCloseBody(), MAX_DRAIN_BYTES,
                            SPARE_HEAD_SECONDS if self._is_spare else DRAIN_SECONDS)
 
 
@@ -13748,7 +13741,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
         self._threads_seen: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         # The connections that serve a request.
         self.busy: set[DownstreamHandler] = set()
-        self._awaits_idle = False
+        self.awaits_idle = False
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
         if ":" in address[0]:
@@ -13877,15 +13870,10 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
             self.application.refuse(
                 GatewayError("internal error of the server: %s" % frames_of(error)), None).close()
 
-    def no_longer_busy(self, handler: DownstreamHandler) -> None:
-        """A request has its answer.
-
-        Without a lock: who waits says so and then looks at ``busy``, we do the opposite.
-        """
-        self.busy.discard(handler)
-        if self._awaits_idle and not self.busy:
-            with self._changed:
-                self._changed.notify_all()
+    def no_longer_busy(self) -> None:
+        """A request has its answer; who waits looks whether it was the last."""
+        with self._changed:
+            self._changed.notify_all()
 
     def counts(self) -> dict[str, int]:
         """``connections`` that are open, and ``requests`` under way."""
@@ -13895,7 +13883,7 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
     def wait_until_idle(self, seconds: float) -> bool:
         """Whether the last request under way ends within ``seconds``."""
         with self._changed:
-            self._awaits_idle = True
+            self.awaits_idle = True
             return self._changed.wait_for(lambda: not self.busy, seconds)
 
     def close_connections(self, seconds: float) -> bool:

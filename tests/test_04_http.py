@@ -71,8 +71,9 @@ class ParseHeaderLinesTest(unittest.TestCase):
 class ParseRequestHeadTest(HeadTestCase):
 
     def test_gives_method_target_version_and_headers(self):
-        head = gw.parse_request_head(
+        head, length = gw.parse_request_head(
             request_head("X-B:  1 ", start="POST /v1/messages?a=b HTTP/1.1"))
+        self.assertIsNone(length)
         self.assertEqual((head.method, head.target, head.version),
                          ("POST", "/v1/messages?a=b", 1))
         self.assertEqual(head.headers.pairs, [("Host", "a"), ("X-B", "1")])
@@ -95,7 +96,7 @@ class ParseRequestHeadTest(HeadTestCase):
         }
         for name, data in table.items():
             with self.subTest(name):
-                self.assertIsInstance(gw.parse_request_head(data), gw.Head)
+                self.assertIsInstance(gw.parse_request_head(data)[0], gw.Head)
 
     def test_malformed_request_lines(self):
         starts = [
@@ -188,14 +189,14 @@ class ParseRequestHeadTest(HeadTestCase):
             with self.subTest(count=count):
                 data = request_head(*["A: b"] * (count - 1))
                 if status is None:
-                    self.assertEqual(len(gw.parse_request_head(data).headers.pairs), count)
+                    self.assertEqual(len(gw.parse_request_head(data)[0].headers.pairs), count)
                 else:
                     self.assert_refused(data, status)
 
     def test_a_long_header_line_is_the_head_limits_business(self):
         # The server bounds the whole head (section 17); here a line may fill it.
         value = "b" * (gw.MAX_HEAD_BYTES - 100)
-        head = gw.parse_request_head(request_head("A: " + value))
+        head, _ = gw.parse_request_head(request_head("A: " + value))
         self.assertTrue(head.headers.get("a") == value)  # assertEqual would diff it for minutes
 
     def test_every_byte_of_a_head_may_be_lost_without_another_exception(self):
@@ -217,17 +218,81 @@ class KnownHeadTest(HeadTestCase):
             "A: 1", "%s: %s" % (name, length), "B: 2", *lines, start=start))
 
     def test_each_has_its_own_length(self):
-        heads = [self.sized(length) for length in ("5", "17", "007", "5")]
-        self.assertEqual(len({head.kind for head in heads}), 1)
-        self.assertIsNotNone(heads[0].kind)
-        for head, length in zip(heads, ("5", "17", "007", "5")):
+        read = [self.sized(length) for length in ("5", "17", "007", "0", "9" * 18, "5")]
+        self.assertEqual([length for _, length in read], [5, 17, 7, 0, 10 ** 18 - 1, 5])
+        self.assertEqual(len({head.kind for head, _ in read}), 1)
+        self.assertIsNotNone(read[0][0].kind)
+
+    def test_what_they_share_tells_no_length(self):
+        """Who asks the headers of one for the body's length is not told another one's."""
+        for length in ("5", "17"):
+            head, _ = self.sized(length)
             self.assertEqual(head.headers.pairs, [
-                ("Host", "a"), ("A", "1"), ("Content-Length", length), ("B", "2")])
-            self.assertEqual(head.headers.get("content-length"), length)
-            self.assertEqual(gw.request_body_decoder(head).remaining, int(length))
+                ("Host", "a"), ("A", "1"), ("Content-Length", ""), ("B", "2")])
+            with self.assertRaises(gw.RequestError):
+                gw.request_body_decoder(head)
+
+    def test_the_one_before_on_a_connection_changes_nothing(self):
+        start = "POST /v1/messages HTTP/1.1"
+        lines = [("Content-Length: " + value,) for value in (
+            "5", "17", "", "+5", "5 ", "5\xb2", "9" * 18, "9" * 19, "5, 5", "5_0")]
+        lines += [("content-length: 5",), ("CONTENT-LENGTH: 5",), ("Content-Length:5",), (),
+                  ("Content-Length: 5", "A: 1"), ("A: 1", "Content-Length: 5"),
+                  ("Content-Length: 5", "A: 12"), ("A: 12", "Content-Length: 5"),
+                  ("Content-Length: 5", "Content-Length: 5"), ("A: ength: 5",), ("X-Length: 5",),
+                  ("Content-Length: 5", "Transfer-Encoding: chunked"), ("Expect: 100-continue",),
+                  ("Transfer-Encoding: chunked", "Content-Length: 5"), ("Connection: close",),
+                  ("Content-Length: 5", "P: " + "p" * gw.MAX_KEPT_HEAD_BYTES)]
+        data = [request_head(*some, start=start) for some in lines]
+        data += [request_head("Content-Length: 5", start=start, host=None),
+                 request_head("Content-Length: 5", start=start[:-1] + "0", host=None)]
+
+        def read(this, *last):
+            try:
+                return gw.parse_request_head(this, *last)
+            except gw.RequestError as error:
+                return error.message
+
+        for this in data:
+            alone = read(this)
+            for before in data:
+                last = read(before)
+                if isinstance(last, str):
+                    continue
+                with self.subTest(this, before=before):
+                    found = read(this, last[0])
+                    if isinstance(alone, str) or alone[0].kind is not None:
+                        self.assertEqual(found, alone)
+                    else:
+                        self.assertEqual((found[0].headers.pairs, found[0].kind, found[1]),
+                                         (alone[0].headers.pairs, None, None))
+
+    def test_what_is_no_plain_length_is_no_length(self):
+        for value in ("", "+5", "5 ", " 5", "5_0", "0x5", "-1", "5,5", "5\xb2", "1" * 19, "5\t"):
+            with self.subTest(value):
+                head, length = self.sized(value)
+                self.assertIsNone(length)
+                self.assertEqual(head.headers.get("content-length"), value.strip(" \t"))
+
+    def test_only_the_name_itself_tells_a_length(self):
+        for name in ("X-Content-Length", "A-Content-Length", "Length", "ontent-Length",
+                     "Content-Lengths", "Xcontent-length"):
+            with self.subTest(name):
+                head, length = self.sized("5", name=name)
+                self.assertIsNone(length)
+                self.assertEqual(head.headers.get(name.lower()), "5")
+
+    def test_a_length_is_found_before_another_one_too(self):
+        for after in ("X-Length: 7", "x-content-length: 7", "A: ength: 7"):
+            for length in ("5", "17"):
+                with self.subTest(after, length=length):
+                    head, told = self.sized(length, after)
+                    decoder = gw.LengthBody(told) if told is not None else (
+                        gw.request_body_decoder(head))
+                    self.assertEqual(decoder.remaining, int(length))
 
     def test_any_other_difference_makes_another_kind(self):
-        heads = [
+        read = [
             self.sized("5"), self.sized("5", name="content-length"), self.sized("5", "B: 2"),
             self.sized("5", start="PUT /v1/messages HTTP/1.1"), self.sized("5", "c: 3"),
             self.sized("5", start="POST /v1/message HTTP/1.1"), self.sized("5", "C: 3"),
@@ -236,21 +301,21 @@ class KnownHeadTest(HeadTestCase):
                                                start="POST /v1/messages HTTP/1.1")),
             gw.parse_request_head(request_head("A: 1", "B: 2", start="POST /v1/messages HTTP/1.1")),
         ]
-        self.assertEqual(len({head.kind for head in heads}), len(heads))
+        self.assertEqual(len({head.kind for head, _ in read}), len(read))
 
     def test_a_second_length_is_refused_however_often_the_first_was_seen(self):
         for second in ("Content-Length: 5", "content-length:5", "CONTENT-LENGTH: 5",
                        "Transfer-Encoding: chunked"):
             for length in ("5", "6"):
                 with self.subTest(second, length=length):
-                    for head in (self.sized(length, second), self.sized(length, second)):
+                    for head, told in (self.sized(length, second), self.sized(length, second)):
+                        self.assertIsNone(told)
                         with self.assertRaises(gw.RequestError):
                             gw.request_body_decoder(head)
-                    self.assertEqual(gw.request_body_decoder(self.sized(length)).remaining,
-                                     int(length))
+                    self.assertEqual(self.sized(length)[1], int(length))
 
     def test_the_first_of_two_lengths_is_the_first_as_sent(self):
-        head = gw.parse_request_head(request_head("CONTENT-LENGTH: 1", "Content-Length: 2"))
+        head, _ = gw.parse_request_head(request_head("CONTENT-LENGTH: 1", "Content-Length: 2"))
         self.assertEqual((head.headers.get("content-length"), head.headers.all("content-length")),
                          ("1", ["1", "2"]))
 
@@ -263,8 +328,9 @@ class KnownHeadTest(HeadTestCase):
 
     def test_long_heads_leave_nothing(self):
         gw.known_head.cache_clear()
-        head = self.sized("5", "P: " + "p" * gw.MAX_KEPT_HEAD_BYTES)
-        self.assertIsNone(head.kind)
+        head, length = self.sized("5", "P: " + "p" * gw.MAX_KEPT_HEAD_BYTES)
+        self.assertEqual((head.kind, length), (None, None))
+        self.assertEqual(gw.request_body_decoder(head).remaining, 5)
         self.assertEqual(gw.known_head.cache_info().currsize, 0)
 
 
@@ -322,7 +388,7 @@ class EncodeHeadTest(unittest.TestCase):
 
     def test_is_read_back_as_it_was(self):
         pairs = [("Host", "a"), ("A", "1"), ("a", "2"), ("B", ""), ("C", "x\ty \xe9")]
-        head = gw.parse_request_head(gw.encode_head("GET /x HTTP/1.1", pairs))
+        head, _ = gw.parse_request_head(gw.encode_head("GET /x HTTP/1.1", pairs))
         self.assertEqual((head.target, head.headers.pairs), ("/x", pairs))
 
     def test_without_headers_it_ends_all_the_same(self):

@@ -215,7 +215,7 @@ class FreedTest(PagesTest):
         self.addCleanup(gc.enable)
         for _ in range(3):
             post(gateway, body=STREAM_MESSAGE)
-        kinds = (gw.Exchange, gw.LiveRequest, gw.RelayBody)
+        kinds = (gw.Exchange, gw.LiveRequest, gw.RelayBody, gw.HttpRequest, gw.DownstreamHandler)
         support.eventually(lambda: len(gateway.records()) == 3 and not any(
             isinstance(thing, kinds) for thing in gc.get_objects()), "the requests to be freed")
 
