@@ -135,14 +135,18 @@ class SendTest(TransportCase):
         self.assertEqual(self.transport.connections(), {"active": 0, "idle": 0})
 
     def test_what_is_owed_the_rest_of_a_body_takes_no_other_request(self):
+        gate = support.Gate()
+
         def refuse(connection):
             connection.read_head()
             connection.send(support.json_response({"e": 1}, status=413,
                                                   headers=[("connection", "keep-alive")]))
+            gate.wait("the answer to have been read")  # who read on would be sent all of it
             connection.wait_closed("the gateway to give up the connection")
 
         with support.ScriptedUpstream(refuse) as upstream:
             self.assertEqual(self.get(upstream, body=b"x" * (32 << 20))[0], 413)
+            gate.open()
         self.assertEqual(self.transport.connections(), {"active": 0, "idle": 0})
 
     def test_interim_answer_does_not_end_a_stopped_upload(self):
