@@ -7187,7 +7187,7 @@ class LiveRequest:
     number = 0
     stage = "reading"
     # Who is being asked: a provider and its account.
-    asked = "", ""
+    asked: tuple[str, str] = "", ""
     tokens_so_far: Optional[Callable[[], dict[str, int]]] = None
 
     def __init__(self, record: RequestRecord, began: float) -> None:
