@@ -7493,9 +7493,12 @@ class Wire:
 
     def is_alive(self) -> bool:
         """Whether an idle connection can be used: nothing has come, not even its end."""
-        # A read that finds nothing raises (0.9 us more).  TLS may hold what no poll shows.
-        if not self.is_tls and not self._poller.poll(0):
-            return True
+        try:
+            # A read that finds nothing raises (0.9 us more).  TLS may hold what no poll shows.
+            if not self.is_tls and not self._poll(0):
+                return True
+        except (OSError, ValueError):
+            pass  # select() of a client's socket that was closed since: only a read can tell
         try:
             self.sock.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -7860,8 +7863,8 @@ class PoolingHandler(urllib.request.BaseHandler):
                 # fail before its answer is read: look for the answer first.
                 broken = error
             try:
-                answer, wire.unread = read_response_head(wire, timeouts.first_byte_seconds,
-                                                  self._monotonic)
+                answer, wire.unread = read_response_head(
+                    wire, timeouts.first_byte_seconds, self._monotonic)
             except UpstreamError as error:
                 self._refine(error, wire, broken)
                 raise
@@ -12467,8 +12470,7 @@ class Engine:
             head = upstream_head(exchange, lease, sent)
             if exchange.request.kind is not None:
                 remember(heads, kind, head, HEADS_KEPT)
-        call = UpstreamCall(head, body, exchange.served.timeouts,
-                            exchange.request.peer)
+        call = UpstreamCall(head, body, exchange.served.timeouts, exchange.request.peer)
         call.may_resend = exchange.may_resend
         try:
             return self._transport.send(call)

@@ -359,6 +359,16 @@ class PoolTest(TransportCase):
             self.assertEqual(self.transport.connections(), {"active": 0, "idle": 1})
             self.transport.close()
 
+    def test_reused_when_who_made_the_call_before_is_gone_and_closed(self):
+        """Its descriptor stands in the wire's poller still: select() says nothing but an error."""
+        with support.ScriptedUpstream() as upstream:
+            for watch in [LeavingWatch() for _ in range(3)]:
+                self.addCleanup(watch.close)
+                self.assertEqual(self.get(upstream, watch=watch)[0], 200)
+                watch.close()
+            self.assertEqual(upstream.connections_count, 1)
+            self.transport.close()
+
     def test_parallel_calls_take_connections_of_their_own(self):
         with support.ScriptedUpstream() as upstream:
             calls = [self.transport.send(call_to(provider_at(upstream.url))) for _ in range(3)]
