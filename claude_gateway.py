@@ -691,6 +691,24 @@ def encode_lossless(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+class Known(Dict[Any, Any]):
+    """What a function gives, by what it was given; emptied where it would hold more.
+
+    Looked up by subscript: lru_cache takes three times as long, to put what it finds in
+    front, and where threads run side by side (CPython 3.13t) waits for itself.
+    """
+
+    def __init__(self, make: Callable[[Any], Any], limit_count: int) -> None:
+        super().__init__()
+        self._make, self._limit_count = make, limit_count
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) >= self._limit_count:
+            self.clear()
+        self[key] = value = self._make(key)
+        return value
+
+
 # The halves of a header pair, to look at many pairs without a line of Python for each.
 NAME_OF, VALUE_OF = operator.itemgetter(0), operator.itemgetter(1)
 
@@ -703,7 +721,7 @@ def name_list(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, int], 
 
 
 # An upstream answers with the same names as a rule: 2 us less for fifteen of them.
-known_name_list = lru_cache(maxsize=NAME_LISTS_KEPT)(name_list)
+known_name_list = Known(name_list, NAME_LISTS_KEPT).__getitem__
 
 
 class Headers:
@@ -936,24 +954,6 @@ def remember(known: dict, key: Any, value: Any, limit_count: int) -> None:
     if len(known) >= limit_count:
         known.clear()
     known[key] = value
-
-
-class Known(Dict[Any, Any]):
-    """What a function gives, by what it was given; emptied where it would hold more.
-
-    Looked up by subscript: lru_cache takes three times as long, to put what it finds in
-    front, and where threads run side by side (CPython 3.13t) waits for itself.
-    """
-
-    def __init__(self, make: Callable[[Any], Any], limit_count: int) -> None:
-        super().__init__()
-        self._make, self._limit_count = make, limit_count
-
-    def __missing__(self, key: Any) -> Any:
-        if len(self) >= self._limit_count:
-            self.clear()
-        self[key] = value = self._make(key)
-        return value
 
 
 # ---- 4. HTTP message rules ---------------------------------------------------
@@ -1236,13 +1236,15 @@ def framed_head(response: HttpResponse, head: Head, keep: bool,
         ours += "Connection: close\r\n"
     elif head.version == 0:
         ours += "Connection: keep-alive\r\n"
-    return header_lines(pairs, status_line(status), ours + "\r\n")
+    return header_lines(pairs, STATUS_LINES[status], ours + "\r\n")
 
 
-@lru_cache(maxsize=64)
 def status_line(status: int) -> str:
     """The first line of an answer's head."""
     return "HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, "Status"))
+
+
+STATUS_LINES = Known(status_line, 64)
 
 
 class NoBody:
