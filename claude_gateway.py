@@ -783,7 +783,7 @@ class Watch:
         return False
 
     # Does what is due while one waits, and gives the seconds until something is due again;
-    # None where nothing ever is.
+    # None where nothing is.  Set by who keeps the client waiting (section 16's Heartbeat).
     beat: Optional[Callable[[], float]] = None
 
     def rest(self, wait: Callable[[Any], Any], argument: Any) -> Any:
@@ -977,7 +977,8 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@?#\s]*)(?::([0-9]{1,5}))?")
 # Where a response head's blank line ends; bare LF as a line end is tolerated there.
 HEAD_END = re.compile(rb"\n\r?\n")
 # Content-Length as clients write it; other spellings are read as any header is.
-LENGTH_NAMES = b"\r\nContent-Length: ", b"\r\ncontent-length: "
+LENGTH_NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ", b"\r\nContent-length: ",
+                b"\r\ncontent-Length: ")
 
 
 def wants_close(version: int, headers: Headers) -> bool:
@@ -2766,12 +2767,13 @@ def error_topic(status: int, body: bytes) -> str:
 SKIPPED_TYPES = b"content_block_delta", b"content_block_stop", b"ping"
 SKIPPED_STARTS = tuple(b"event:%b%b\ndata:" % (space, name)
                        for name in SKIPPED_TYPES for space in (b" ", b""))
-# One that tells more, its type and its data, and a run of others, of which two say all by
-# their names: three lines each, as they are sent as a rule; 0.1 us an event instead of 0.6.
-# The bounds hold memory down: what is larger, or more, is found by other ways.
+# One that tells more, its type and its data, and a run of others, of which a block's start
+# and the message's end say all by their names: three lines each, as they are sent as a
+# rule; 0.1 us an event instead of 0.6.  The bounds hold memory down: what is larger, or
+# more, is found by other ways.
 PLAIN_EVENTS: Callable[[bytes, int], Any] = re.compile(
-    rb"(?:event: (message_(?:start|delta)|error)\ndata: ?([^\n]{0,%d})\n\n|)"
-    rb"(?:event: (?:%b|(content_block_start)|(message_stop))\ndata:[^\n]{0,%d}\n\n){0,1000}"
+    rb"(?:event: ?(message_(?:start|delta)|error)\ndata: ?([^\n]{0,%d})\n\n|)"
+    rb"(?:event: ?(?:%b|(content_block_start)|(message_stop))\ndata:[^\n]{0,%d}\n\n){0,1000}"
     % (READ_BYTES, b"|".join(SKIPPED_TYPES), READ_BYTES)).match
 
 
@@ -7696,7 +7698,7 @@ class UpstreamResponse:
     """
 
     decoded, readable = False, True
-    # Whether all of the body has been read: the next ``read`` can only tell so.
+    # Whether all of the body has been read: the next ``read`` can only tell that, or a fault.
     at_end = False
 
     def __init__(
@@ -11516,7 +11518,8 @@ class Exchange(LiveRequest):
     bodies: dict[str, Prepared]
     attempts: Attempts
     path = ""
-    # A whole answer is to be a JSON object; what is not repeatable goes again if not done.
+    # A whole answer is to be a JSON object; what is not repeatable is sent again only if
+    # surely not done.
     whole = repeatable = True
     # Who keeps the client waiting, and whether the head of the answer has gone for that.
     heartbeat: Optional[Heartbeat] = None
@@ -12822,6 +12825,7 @@ class RelayBody:
         return told
 
     def _read_bytes(self) -> int:
+        """How many bytes have come; where the same go down, those that have."""
         return self._exchange.record.bytes_out
 
     def hold(self) -> Optional[dict]:
@@ -12838,7 +12842,8 @@ class RelayBody:
             chunk = self._read()
             pieces.append(chunk)
             self._observe(chunk)
-            total += len(chunk)
+            # What came counts, too: of an upstream's comments a chat client gets nothing.
+            total = max(total + len(chunk), self._read_bytes())
             if (tracker.content_started or tracker.complete or self._upstream.at_end
                     or total >= MAX_HELD_BYTES):
                 break
@@ -13518,7 +13523,7 @@ class BodyShare:
                 budget.held_bytes -= count
             finally:
                 budget.lock.release()
-            self._bytes = self._whole = 0
+        self._bytes = self._whole = 0
 
 
 class DownstreamHandler(http.server.BaseHTTPRequestHandler):
@@ -13908,11 +13913,17 @@ class DownstreamServer(http.server.ThreadingHTTPServer):
                     pass  # closed by its own thread meanwhile
             with self._changed:
                 ended = self._changed.wait_for(lambda: not self._connections, wait)
-        with self._changed:
-            threads = list(self._threads_seen)
-        for thread in threads:
+        for thread in self._threads_alive():
             thread.join(max(0.0, deadline - self.monotonic()))
         return ended
+
+    def _threads_alive(self) -> list[threading.Thread]:
+        while True:
+            try:
+                with self._changed:
+                    return list(self._threads_seen)
+            except RuntimeError:
+                pass  # one has ended just then, side by side with us (3.13t): look again
 
     def server_close(self) -> None:
         """Close the listener."""

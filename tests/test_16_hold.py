@@ -186,6 +186,15 @@ class BeforeContentTest(HoldTest):
                 gate.open()
                 self.assertEqual(rest_of(client), data + whole("a")[len(START):])
 
+    def test_bound_counts_what_came_where_a_chat_client_gets_nothing_of_it(self):
+        filler = b": " + b"x" * 8190 + b"\n\n"
+        for count, asked in ((gw.MAX_HELD_BYTES // len(filler) - 1, ["a", "b"]),
+                             (gw.MAX_HELD_BYTES // len(filler) + 1, ["a"])):
+            answer = faulty.stream_of([START, filler * count], b"")
+            with self.subTest(count), play({"a": [faulty.cut(answer)], "b": []}) as played:
+                told = played.post(stream=True, path="/v1/chat/completions")
+                self.assertEqual((told.status, played.asked()), (200, asked))
+
     def test_one_event_less_is_held(self):
         data = START + PING * (gw.MAX_HELD_EVENTS - 2)
         answer = faulty.stream_of([data, ERROR_EVENT])
