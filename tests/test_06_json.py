@@ -1,5 +1,6 @@
 """Section 6: JSON documents keep every byte that an edit does not mean."""
 
+import itertools
 import json
 import tracemalloc
 import unittest
@@ -13,11 +14,25 @@ DEEP = 100000
 class ParseTest(unittest.TestCase):
 
     def test_values_and_their_places(self):
-        data = '{ "a" : "ä𝄞" ,"b":[1, {"c":2}],\n"d":null}'
-        document = gw.JsonDocument(data.encode("utf-8"))
-        places = {key: data[start:end] for key, start, end in document.parts(data)}
-        self.assertEqual(places, {"a": '"ä𝄞"', "b": '[1, {"c":2}]', "d": "null"})
-        self.assertEqual(document.values, json.loads(data))
+        text = ' { "a" : "ä𝄞" ,"b":[1, {"c":2}],\n"d":null, "é" :1,"\\u00e9\\n鍵":"✓", "":-1 } '
+        document = gw.JsonDocument(text.encode("utf-8"))
+        parts, end = document.parts(gw.byte_text(document.data))
+        self.assertEqual(
+            [(key, document.data[start:end].decode("utf-8")) for key, start, end in parts],
+            [("a", '"ä𝄞"'), ("b", '[1, {"c":2}]'), ("d", "null"), ("é", "1"), ("é\n鍵", '"✓"'),
+             ("", "-1")])
+        self.assertEqual(document.data[end:], b" ")
+        self.assertEqual(document.values, json.loads(text))
+
+    def test_places_in_bytes(self):
+        text = "aé✓😀" * 3 + "b" * 5 + "✓é"
+        expected = [len(text[:place].encode("utf-8")) for place in range(len(text) + 1)]
+        for size in range(4, 40):
+            with unittest.mock.patch.object(gw, "READ_BYTES", size):
+                data = text.encode("utf-8")
+                self.assertEqual(gw.byte_places(data, range(len(text) + 1)), expected)
+                self.assertEqual(gw.byte_places(data, [3, 3, 17]), [expected[3]] * 2 + [expected[17]])
+        self.assertEqual(gw.byte_places(b"ascii", [0, 5]), [0, 5])
 
     def test_keys_keep_their_order(self):
         self.assertEqual(list(gw.JsonDocument(b'{"z":1,"a":2,"":3}').values), ["z", "a", ""])
@@ -236,41 +251,129 @@ class WindowTest(unittest.TestCase):
     def test_a_value_of_many_windows_is_left_to_who_reads_all(self):
         """Else each of its windows would be read anew, and all of it once more where it is broken."""
         with unittest.mock.patch.object(gw, "JSON_WINDOW_BYTES", 10):
-            for size in (100, 1000):
+            for size in (400, 4000):
                 data = b'{"a":["%s"]}' % (b"x" * size)
                 with unittest.mock.patch.object(gw, "JSON_EDGE_CHARS", 5):
                     self.assertIsNone(gw.large_json_object(data))
 
-    def test_many_small_values_are_read_at_once(self):
+    def test_of_many_small_values_few_are_read(self):
         """The window takes some steps of Python's a value, five times the time for numbers."""
-        numbers = b'{"a":[' + b"0," * gw.LARGE_JSON_BYTES + b"0]}"
-        words = b'{"a":[' + b'"some words of a text",' * (gw.LARGE_JSON_BYTES // 16) + b'""]}'
-        for data, calls in ((numbers, 0), (words, 1)):
-            with unittest.mock.patch.object(gw, "large_json_object", return_value=None) as large:
+        numbers, words = b"0," * 100000, b'"some words of a text",' * 100000
+        table = [(numbers, gw.WINDOW_VALUES), (words + numbers, 100000 + 2 * gw.WINDOW_VALUES)]
+        for data, most in table:
+            looks = []
+            with unittest.mock.patch.object(
+                    gw, "scan_json", lambda text, at: looks.append(at) or gw.JSON_DECODER.scan_once(
+                        text, at)):
+                self.assertIsNone(gw.large_json_object(b'{"a":[%b0]}' % data))
+            self.assertLessEqual(len(looks), most)
+        found = gw.large_json_object(b'{"a":[%b0]}' % words)
+        self.assertEqual(len(found[0]["a"]), 100001)
+
+    def test_what_is_read_through_it(self):
+        """What is larger, and of what takes more than a byte a character already less."""
+        wide, large = gw.WIDE_JSON_BYTES, gw.LARGE_JSON_BYTES
+        for sign, size, calls in (("✓", wide, 0), ("✓", wide + 1, 1), (".", wide + 1, 0),
+                                  (".", large, 0), (".", large + 1, 1)):
+            text = '{"a":"%s"}' % sign
+            data = text.replace(":", ":" + " " * (size - len(text.encode("utf-8")))).encode("utf-8")
+            with unittest.mock.patch.object(gw, "large_json_object", return_value=None) as read:
                 gw.JsonDocument(data)
-            self.assertEqual(large.call_count, calls)
+            self.assertEqual((sign, len(data), read.call_count), (sign, size, calls))
 
-    def test_a_cut_sign_is_no_utf_8(self):
-        for size in self.windows():
-            self.assertIsNone(gw.large_json_object('{"a":["✓"]}'.encode("utf-8")[:-4] + b'"]}'))
-
-    def test_a_large_document_takes_twice_its_size_besides_its_own(self):
-        """Its text as a whole would be two bytes a character for one sign, and then its values."""
+    def wide(self, lines):
+        """A conversation of about so many lines, a sign of which makes two bytes of each character."""
         line = "x = 'a line of somebody\'s program' # ✓\n"
-        data = json.dumps({"model": "m", "messages": [
-            {"role": "user", "content": line * 150} for _ in range(500)]},
-            ensure_ascii=False).encode("utf-8")
-        self.assertGreater(len(data), gw.LARGE_JSON_BYTES)
-        tracemalloc.start()
-        try:
-            document = gw.JsonDocument(data)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        self.assertEqual(len(document.values["messages"]), 500)
-        self.assertLess(peak / len(data), 2.4)
-        edited = document.spelled(dict(document.values, model="other"))
+        return json.dumps({"model": "m", "messages": [
+            {"role": "user", "content": [{"type": "text", "text": line * 100}]}
+            for _ in range(lines // 100)]}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+    def test_a_document_takes_twice_its_size_besides_its_own(self):
+        """Its text as a whole would be two bytes a character for one sign, and then its values."""
+        for data in (self.wide(25000), self.wide(100000)):
+            self.assertGreater(len(data), gw.WIDE_JSON_BYTES)
+            with self.subTest(size=len(data)):
+                peak, document = peak_of(lambda data=data: gw.JsonDocument(data))
+                self.assertEqual(len(document.values["messages"][0]["content"]), 1)
+                self.assertLess(peak / len(data), 2.5)
+
+    def test_an_edit_takes_its_size_besides(self):
+        """What is kept is copied once, and no text of two bytes a character is made."""
+        data = self.wide(100000)
+        document = gw.JsonDocument(data)
+        peak, edited = peak_of(lambda: document.spelled(dict(document.values, model="other")))
         self.assertEqual(edited, data.replace(b'"m"', b'"other"', 1))
+        self.assertLess(peak / len(data), 1.2)
+        messages = list(document.values["messages"])
+        block = messages[7]["content"][0]
+        messages[7] = gw.edited(messages[7], content=[gw.edited(block, text="short")])
+        peak, edited = peak_of(
+            lambda: document.spelled(dict(document.values, messages=messages)))
+        old = json.dumps(block["text"], ensure_ascii=False).encode("utf-8")
+        self.assertEqual(len(edited), len(data) - len(old) + len(b'"short"'))
+        self.assertEqual(json.loads(edited.decode("utf-8")),
+                         dict(document.values, messages=messages))
+        self.assertLess(peak / len(data), 1.5)
+
+
+def peak_of(call):
+    """How many bytes a call takes at most, and what it gives."""
+    tracemalloc.start()
+    try:
+        given = call()
+        return tracemalloc.get_traced_memory()[1], given
+    finally:
+        tracemalloc.stop()
+
+
+class SpelledTest(unittest.TestCase):
+    """Edits beneath the top; section 8's tests have its rules'."""
+
+    TEXT = ('{"a✓": [ {"é":1.50, "\\u00e9✓" : [0.10,"ü"] ,"n":{"鍵":[],"k":1e2}},{"é":2},\t{"x":"\\n"}, 7] ,'
+            '"m":"ä"}')
+
+    def spelled(self, make):
+        document = gw.JsonDocument(self.TEXT.encode("utf-8"))
+        return document.spelled(make(document.values)).decode("utf-8")
+
+    def test_members_beside_an_edit_keep_their_text_whatever_their_keys_are(self):
+        first = '{"é":1.50, "\\u00e9✓" : [0.10,"ü"] ,"n":{"鍵":[],"k":1e2}}'
+        table = [
+            (lambda old: gw.edited(old, z="z✓"), first[:-1] + ',"z":"z\\u2713"}'),
+            (lambda old: gw.without(old, "é"), first.replace('"é":1.50,', "")),
+            (lambda old: gw.without(old, "é✓"), first.replace(' "\\u00e9✓" : [0.10,"ü"] ,', "")),
+            (lambda old: gw.without(old, "é", "é✓", "n"), "{}"),
+            (lambda old: gw.edited(old, n=gw.edited(old["n"], 鍵=None)),
+             first.replace("[],", "null,")),
+            (lambda old: {"é": old["n"], "f": old["é✓"]},
+             '{"\\u00e9":{"鍵":[],"k":1e2},"f":[0.10,"ü"]}'),
+        ]
+        for edit, expected in table:
+            with self.subTest(expected):
+                found = self.spelled(
+                    lambda old: dict(old, **{"a✓": [edit(old["a✓"][0]), *old["a✓"][1:]]}))
+                self.assertEqual(found, self.TEXT.replace(first, expected).replace(
+                    "[ {", "[{").replace("\t", "").replace(", 7]", ",7]"))
+
+    def test_neighbours(self):
+        """What stands side by side in the document goes as one piece, and in no other order."""
+        data = b'{"a":[{"n":0},{"n":1},{"n":2} ,{"n":3},{"n":4}]}'
+        document = gw.JsonDocument(data)
+        own = document.values["a"]
+        for order in itertools.product(range(5), repeat=3):
+            kept = [own[at] for at in order]
+            expected = ",".join('{"n":%d}' % at for at in order)
+            found = document.spelled(dict(document.values, a=kept))
+            self.assertEqual(found.decode("ascii"), '{"a":[%s]}' % expected)
+            found = document.spelled(dict(document.values, b={str(at): own[at] for at in order}, a=[]))
+            self.assertEqual(json.loads(found.decode("ascii")),
+                             {"a": [], "b": {str(at): {"n": at} for at in order}})
+
+    def test_an_object_of_two_neighbours(self):
+        document = gw.JsonDocument(b'{"a":[{"n":0},{"n":1}]}')
+        zero, one = document.values["a"]
+        found = document.spelled({"a": [{"x": zero, "y": one}, zero, one]})
+        self.assertEqual(found, b'{"a":[{"x":{"n":0},"y":{"n":1}},{"n":0},{"n":1}]}')
 
 
 class LoneSurrogateTest(unittest.TestCase):
