@@ -192,10 +192,11 @@ JSON_WINDOW_BYTES = 64 * 1024
 # With less than this ahead the window moves on: most values are smaller, and one that is
 # cut is read twice, and json counts the lines before it, for an error that nobody sees.
 JSON_EDGE_CHARS = 16 * 1024
-# What the window is not for: lists of numbers, and a value that fills most of a document.
-LEAST_WINDOW_VALUE_CHARS = 16
-WINDOW_VALUES = 1024  # so often is it looked at
-JSON_WINDOW_LOOKS = 4
+# What the window is not for: many small values, looked at so often, and a value that fills
+# most of a document: each look at one has three times the text before it.
+LEAST_WINDOW_VALUE_CHARS = 128
+WINDOW_VALUES = 1024
+JSON_WINDOW_LOOKS = 5
 # What an edit keeps of a document is copied at once if it is smaller than this.
 MIN_VIEW_BYTES = 256
 
@@ -2300,16 +2301,14 @@ def parsed_bytes(data: bytes) -> int:
     Code within strings costs little here: a quote or a line end in it is escaped.
     """
     objects = lists = commas = 0
-    # A MB takes 0.7 ms; counting each sign in all of it took 3.  Piece by piece, for what
-    # is found is listed.
+    # A MB of a conversation takes 0.7 ms; counting each sign in all of it took 3.  Piece by
+    # piece, for what is found is listed.
     for at in range(0, len(data), READ_BYTES):
         signs = data[at:at + READ_BYTES].translate(None, NO_SIGNS)
-        found = signs.count(b"{")
         lists += signs.count(b"[")
         commas += signs.count(b",")
-        if found * 8 < READ_BYTES:
-            found = len(OBJECT_START.findall(data, at, at + READ_BYTES))
-        objects += found
+        if b"{" in signs:
+            objects += len(OBJECT_START.findall(data, at, at + READ_BYTES))
     return 240 * objects + 64 * lists + 32 * commas
 
 
@@ -2387,19 +2386,23 @@ def byte_text(data: bytes) -> str:
 
 
 def byte_places(data: bytes, places: Sequence[int]) -> Sequence[int]:
-    """Rising places in a document's text as places in its bytes; piece by piece."""
+    """Rising places in a document's text as places in its bytes; linear, piece by piece."""
     if data.isascii():
         return places
     found: list[int] = []
-    text, chars, begin, end = "", 0, 0, 0
+    # Of the piece at hand: how many characters stand before it, up to which of its own they
+    # have been counted, where that is, and where the piece ends.
+    text, chars, done, at, end = "", 0, 0, 0, 0
     for place in places:
         while place > chars + len(text):
-            chars, begin = chars + len(text), end
-            end = min(begin + READ_BYTES, len(data))
+            chars, done, at = chars + len(text), 0, end
+            end = min(at + READ_BYTES, len(data))
             while end < len(data) and data[end] & 0xC0 == 0x80:
                 end -= 1  # within a character
-            text = data[begin:end].decode("utf-8")
-        found.append(begin + len(text[:place - chars].encode("utf-8")))
+            text = data[at:end].decode("utf-8")
+        at += len(text[done:place - chars].encode("utf-8"))
+        done = place - chars
+        found.append(at)
     return found
 
 
@@ -2442,13 +2445,13 @@ class JsonWindow:
     """A large document read through a window: of its text only so much is decoded at a time.
 
     One sign beyond Latin-1 makes two or four bytes of each character of a text, and
-    values beside it as much again: 10 MB took 58, and so they take 30.
+    values beside it as much again: 10 MB took 58 with their own, and so they take 30.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._read_bytes = self._passed_chars = self._at = 0
+        self._read_bytes = self._passed_chars = self._at = self._count = 0
         self._text = ""
 
     @property
@@ -2463,10 +2466,11 @@ class JsonWindow:
 
     def _more(self) -> bool:
         """Have at least twice the text ahead; False at the end.  Raises ValueError (no UTF-8)."""
-        rest = self._text[self._at:]
-        begin, end = self._read_bytes, self._read_bytes + max(JSON_WINDOW_BYTES, 2 * len(rest))
+        begin = self._read_bytes
         if begin >= len(self._data):
             return False
+        rest = self._text[self._at:]
+        end = begin + max(JSON_WINDOW_BYTES, 2 * len(rest))
         self._text = rest + self._decoder.decode(self._data[begin:end], end >= len(self._data))
         self._passed_chars += self._at
         self._at, self._read_bytes = 0, end
@@ -2484,6 +2488,11 @@ class JsonWindow:
 
     def value(self) -> Any:
         """Read one value, of a few windows at most.  Raises StopIteration, ValueError."""
+        self._count += 1
+        if not self._count % WINDOW_VALUES and (
+                self.place < self._count * LEAST_WINDOW_VALUE_CHARS):
+            # The window's own steps would be the most: five times the time.
+            raise ValueError("many small values")
         for _ in range(JSON_WINDOW_LOOKS):
             try:
                 value, end = scan_json(self._text, self._at)
@@ -2502,14 +2511,9 @@ class JsonWindow:
         opening, comma, closing = JSON_LIST
         if self.take(opening) is None:
             return None
-        found, begun = [self.value()], self.place
+        found = [self.value()]
         while self.take(comma) is not None:
             found.append(self.value())
-            if not len(found) % WINDOW_VALUES:
-                # Of small values the window's own steps are the most: five times the time.
-                if self.place - begun < WINDOW_VALUES * LEAST_WINDOW_VALUE_CHARS:
-                    raise ValueError("many small values")
-                begun = self.place
         if self.take(closing) is None:
             raise ValueError("a comma is missing")
         return found
@@ -2571,10 +2575,10 @@ def plain_json(value: Any) -> bytes:
 
 
 class JsonDocument:
-    """A JSON object, parsed, with the place of each top-level value in its text.
+    """A JSON object, parsed, with the place where each top-level value ends.
 
-    An edit splices what has changed into the text; everything else keeps its
-    bytes.  Linear in the size of the document.
+    An edit is spliced into its bytes, of which all else are kept.  Linear in the size of the
+    document.
 
     >>> document = JsonDocument(b'{"n": 1.50, "model":"a"}')
     >>> document.spelled(dict(document.values, model="b"))
@@ -2595,11 +2599,13 @@ class JsonDocument:
             large = large_json_object(data)
         # All top-level values: not to be changed, nor what is in it.
         self.values: dict[str, Any]
+        # The places are those of characters, but only white space stands before the first.
         self.values, self._ends, self._at, self._end = large or whole_json_object(data)
         if len(self.values) < len(self._ends):
-            keys = [key or "" for key, _, _ in self.parts(byte_text(data))[0]]
+            counts = collections.Counter(
+                key or "" for key, _, _ in self.parts(byte_text(data))[0])
             raise ValueError("the key %s stands twice" % json.dumps(
-                next(key for key in keys if keys.count(key) > 1)[:40]))
+                next(key for key in counts if counts[key] > 1)[:40]))
 
     def parts(self, text: str) -> tuple[list[JsonPart], int]:
         """The places of the top-level values in its :func:`byte_text`, and its end."""
@@ -2640,6 +2646,9 @@ def is_same(new: Any, old: Any) -> bool:
     return type(new) is type(old) and new == old
 
 
+NOT_COPIED = (-1, 0, 0)
+
+
 class Speller:
     """Writes edited values of a document, pointing at the bytes of what did not change."""
 
@@ -2648,9 +2657,9 @@ class Speller:
         self._text = text
         self._data, self._view = data, memoryview(data)
         self._pieces: list[Union[bytes, memoryview]] = []
-        # Of the last whole value that is the document's own: which piece ends with it, where
-        # that begins, and where it ends.
-        self._kept = (-1, 0, 0)
+        # Of the last piece of the document: how many pieces there were with it, where it
+        # begins, and where it ends.
+        self._copied = NOT_COPIED
         # id() of an object or list of the document to where it begins.  The
         # document keeps them alive meanwhile, so that no id is given twice.
         self._starts: dict[int, int] = {}
@@ -2696,8 +2705,9 @@ class Speller:
         if end is not None:
             self._keep(self._starts[id(value)], end)
         elif isinstance(value, Edited) and id(value.origin) in self._starts:
-            start = self._starts[id(value.origin)]
+            start, before = self._starts[id(value.origin)], len(self._pieces)
             self.splice(value.origin, value, start, self.place(value.origin, start))
+            self._join(before)
         elif isinstance(value, dict):
             self._within(b"{", b"}", [(b"%b:" % plain_json(key), below)
                                       for key, below in value.items()])
@@ -2707,61 +2717,75 @@ class Speller:
             self._pieces.append(plain_json(value))
 
     def _keep(self, start: int, end: int) -> None:
-        """Write a value of the document; neighbours between whom a comma stands as one piece."""
-        pieces, (at, first, last) = self._pieces, self._kept
-        if (len(pieces) == at + 2 and pieces[-1] == b"," and last == start - 1
-                and self._text[last] == ","):
-            del pieces[at:]
-        else:
-            at, first = len(pieces), start
-        pieces.append(self._piece(first, end))
-        self._kept = at, first, end
+        """Write a value of the document, with its own comma if one is wanted."""
+        if self._pieces[-1] == b"," and self._text[start - 1] == ",":
+            self._pieces.pop()
+            start -= 1
+        self._copy(start, end)
 
-    def _piece(self, begin: int, end: int) -> Union[bytes, memoryview]:
+    def _copy(self, begin: int, end: int) -> None:
+        """Write what stands at these places, as one piece with the last where they touch."""
+        count, first, last = self._copied
+        if last == begin and count == len(self._pieces):
+            self._pieces.pop()
+            begin = first
         # A view takes 184 bytes itself, of which there may be a hundred thousands.
-        return (self._data if end - begin < MIN_VIEW_BYTES else self._view)[begin:end]
+        whole = self._data if end - begin < MIN_VIEW_BYTES else self._view
+        self._pieces.append(whole[begin:end])
+        self._copied = len(self._pieces), begin, end
+
+    def _join(self, begin: int) -> None:
+        """Make one piece of those from ``begin`` on if they are small: each takes 33 bytes, too."""
+        pieces = self._pieces[begin:]
+        if all(type(piece) is bytes for piece in pieces):
+            self._pieces[begin:] = [b"".join(pieces)]
+            self._copied = NOT_COPIED
 
     def _within(self, opening: bytes, closing: bytes, parts: Iterable[tuple[bytes, Any]]) -> None:
         """Write what stands before each value, and the value, within brackets."""
-        self._pieces.append(opening)
+        pieces = self._pieces
+        pieces.append(opening)
         comma = b""
         for before, value in parts:
-            self._pieces.append(comma + before)
+            if comma or before:
+                pieces.append(comma + before)
             self.spell(value)
             comma = b","
-        self._pieces.append(closing)
+        pieces.append(closing)
 
     def splice(self, origin: dict, value: Mapping[str, Any], at: int,
                parts: Sequence[JsonPart]) -> None:
         """Write a changed object with the bytes of its origin where its members are the origin's."""
-        text, piece, pieces, last = self._text, self._piece, self._pieces, at
+        text, pieces, last = self._text, self._pieces, at
         # Of a key that stands twice the last one counts, as it does in the value.
         places = {}
         for key, start, end in parts:
             first, last = last + 1, end if text[end] in ",}" else json_space(text, end)
             places[key] = first, start, end, last
-        pieces.append(b"{")
-        before = len(pieces)
+        sign = "{"
         for key, (first, start, end, last) in places.items():
             if key not in value:
                 continue
-            new, old = value[key], origin[key]
+            if text[first - 1] == sign:
+                first -= 1
+            else:
+                pieces.append(sign.encode("ascii"))
+            new, old, sign = value[key], origin[key], ","
             if new is old or is_same(new, old):
-                pieces += piece(first, last), b","
+                self._copy(first, last)
                 continue
             if isinstance(old, list):
                 self.place(old, start)
-            pieces.append(piece(first, start))
+            self._copy(first, start)
             self.spell(new)
-            pieces += piece(end, last), b","
+            if end < last:
+                self._copy(end, last)
         for key, new in value.items():
             if key not in places:
-                pieces.append(b"%b:" % plain_json(key))
+                pieces.append(b"%b%b:" % (sign.encode("ascii"), plain_json(key)))
                 self.spell(new)
-                pieces.append(b",")
-        if len(pieces) > before:
-            pieces.pop()
-        pieces.append(b"}")
+                sign = ","
+        pieces.append(b"{}" if sign == "{" else b"}")
 
 
 # ---- 7. Anthropic messages ---------------------------------------------------

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 import tracemalloc
 import unittest
 import unittest.mock
@@ -258,17 +259,22 @@ class WindowTest(unittest.TestCase):
 
     def test_of_many_small_values_few_are_read(self):
         """The window takes some steps of Python's a value, five times the time for numbers."""
-        numbers, words = b"0," * 100000, b'"some words of a text",' * 100000
-        table = [(numbers, gw.WINDOW_VALUES), (words + numbers, 100000 + 2 * gw.WINDOW_VALUES)]
+        numbers, words = b"0," * 100000, b'"%b",' % (b"some words " * 20) * 5000
+        lists = b"[%b0]," % (b"0," * gw.WINDOW_VALUES)
+        table = [(b'{"a":[%b0]}' % numbers, gw.WINDOW_VALUES),
+                 (b'{"a":[%b0]}' % (words + numbers), 20000),
+                 (b"{%b}" % b",".join(b'"%d":%b' % (at, lists[:-1]) for at in range(100)), 2048),
+                 (b"{%b}" % b",".join(b'"%d":0' % at for at in range(100000)), gw.WINDOW_VALUES)]
         for data, most in table:
             looks = []
-            with unittest.mock.patch.object(
+            with self.subTest(data=data[:20]), unittest.mock.patch.object(
                     gw, "scan_json", lambda text, at: looks.append(at) or gw.JSON_DECODER.scan_once(
                         text, at)):
-                self.assertIsNone(gw.large_json_object(b'{"a":[%b0]}' % data))
+                found = gw.large_json_object(data)
+            self.assertTrue(found is None)  # else all of it would be printed
             self.assertLessEqual(len(looks), most)
-        found = gw.large_json_object(b'{"a":[%b0]}' % words)
-        self.assertEqual(len(found[0]["a"]), 100001)
+        found = gw.large_json_object(b'{"a":[%b%b0]}' % (words, numbers[:2000]))
+        self.assertEqual(len(found[0]["a"]), 6001)
 
     def test_what_is_read_through_it(self):
         """What is larger, and of what takes more than a byte a character already less."""
@@ -324,6 +330,35 @@ def peak_of(call):
         return tracemalloc.get_traced_memory()[1], given
     finally:
         tracemalloc.stop()
+
+
+class TimeTest(unittest.TestCase):
+    """Eight times the document, eight times the time; quadratic work would be 64 times."""
+
+    def ratio(self, call):
+        best = []
+        for count in (2000, 16000):
+            data = call(count)
+            seconds = []
+            for _ in range(3):
+                began = time.process_time()
+                try:
+                    document = gw.JsonDocument(data)
+                    document.spelled(dict(document.values, z=1))
+                except ValueError as error:
+                    self.assertIn("stands twice", str(error))
+                seconds.append(time.process_time() - began)
+            best.append(min(seconds))
+        return best[1] / best[0]
+
+    def test_a_key_that_stands_twice_among_many(self):
+        self.assertLess(self.ratio(lambda count: b"{%b}" % b",".join(
+            [b'"%x":1' % at for at in range(count)] + [b'"x":1,"x":2'])), 25)
+
+    def test_an_edit_beside_many_keys(self):
+        with unittest.mock.patch.object(gw, "READ_BYTES", 10**7):
+            self.assertLess(self.ratio(lambda count: b"{%b}" % b",".join(
+                '"✓%x":1'.encode("utf-8") % at for at in range(count))), 25)
 
 
 class SpelledTest(unittest.TestCase):
