@@ -2739,7 +2739,7 @@ class Speller:
         pieces = self._pieces[begin:]
         if all(type(piece) is bytes for piece in pieces):
             self._pieces[begin:] = [b"".join(pieces)]
-            self._copied = NOT_COPIED
+            self._copied = NOT_COPIED  # it is no piece of its own any more
 
     def _within(self, opening: bytes, closing: bytes, parts: Iterable[tuple[bytes, Any]]) -> None:
         """Write what stands before each value, and the value, within brackets."""
