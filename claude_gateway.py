@@ -2622,9 +2622,8 @@ class JsonDocument:
         if values is own or list(values) == list(own) and all(
                 map(operator.is_, values.values(), own.values())):
             return self.data
-        text = byte_text(self.data)
-        parts, end = self.parts(text)
-        speller = Speller(self.data, text)
+        speller = Speller(self.data)
+        parts, end = self.parts(speller.text)
         changed = [key for key, new in values.items()
                    if isinstance(new, (dict, list)) and new is not own.get(key)]
         if changed:  # else only a model or a number, in which nothing of ours can be
@@ -2633,7 +2632,6 @@ class JsonDocument:
             if isinstance(own.get(key), list) and isinstance(values[key], list):
                 speller.place_elements(own[key], values[key])
         speller.splice(own, values, self._at, parts)
-        del text  # and it is written
         return speller.written(self.data[:self._at], self.data[end:])
 
 
@@ -2652,9 +2650,9 @@ NOT_COPIED = (-1, 0, 0)
 class Speller:
     """Writes edited values of a document, pointing at the bytes of what did not change."""
 
-    def __init__(self, data: bytes, text: str) -> None:
-        """``text`` is the :func:`byte_text` of ``data``."""
-        self._text = text
+    def __init__(self, data: bytes) -> None:
+        # Kept until all is written.
+        self.text = byte_text(data)
         self._data, self._view = data, memoryview(data)
         self._pieces: list[Union[bytes, memoryview]] = []
         # Of the last piece of the document: how many pieces there were with it, where it
@@ -2669,12 +2667,12 @@ class Speller:
 
     def written(self, before: bytes, after: bytes) -> bytes:
         """All that was written, between these; of which there may be 32 MB: it is copied once."""
-        self._text = ""
+        self.text = ""  # it takes as much as what is joined
         return b"".join([before, *self._pieces, after])
 
     def place(self, value: Any, start: int) -> list[JsonPart]:
         """Note where the parts of an object or list of the document stand; and give them."""
-        known, text = self._parts.get(start), self._text
+        known, text = self._parts.get(start), self.text
         return known or self.note(value, start, json_parts(text, start, json_members(text, start)[1]))
 
     def note(self, value: Any, start: int, parts: list[JsonPart]) -> list[JsonPart]:
@@ -2709,16 +2707,16 @@ class Speller:
             self.splice(value.origin, value, start, self.place(value.origin, start))
             self._join(before)
         elif isinstance(value, dict):
-            self._within(b"{", b"}", [(b"%b:" % plain_json(key), below)
-                                      for key, below in value.items()])
+            self._within(b"{", b"}", ((b"%b:" % plain_json(key), below)
+                                      for key, below in value.items()))
         elif isinstance(value, list):
-            self._within(b"[", b"]", [(b"", below) for below in value])
+            self._within(b"[", b"]", ((b"", below) for below in value))
         else:
             self._pieces.append(plain_json(value))
 
     def _keep(self, start: int, end: int) -> None:
         """Write a value of the document, with its own comma if one is wanted."""
-        if self._pieces[-1] == b"," and self._text[start - 1] == ",":
+        if self._pieces[-1] == b"," and self.text[start - 1] == ",":
             self._pieces.pop()
             start -= 1
         self._copy(start, end)
@@ -2756,7 +2754,7 @@ class Speller:
     def splice(self, origin: dict, value: Mapping[str, Any], at: int,
                parts: Sequence[JsonPart]) -> None:
         """Write a changed object with the bytes of its origin where its members are the origin's."""
-        text, pieces, last = self._text, self._pieces, at
+        text, pieces, last = self.text, self._pieces, at
         # Of a key that stands twice the last one counts, as it does in the value.
         places = {}
         for key, start, end in parts:

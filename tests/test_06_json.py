@@ -287,6 +287,10 @@ class WindowTest(unittest.TestCase):
                 gw.JsonDocument(data)
             self.assertEqual((sign, len(data), read.call_count), (sign, size, calls))
 
+    def test_a_cut_sign_is_no_utf_8(self):
+        for size in self.windows():
+            self.assertIsNone(gw.large_json_object('{"a":["✓"]}'.encode("utf-8")[:-4] + b'"]}'))
+
     def wide(self, lines):
         """A conversation of about so many lines, a sign of which makes two bytes of each character."""
         line = "x = 'a line of somebody\'s program' # ✓\n"
@@ -296,12 +300,13 @@ class WindowTest(unittest.TestCase):
 
     def test_a_document_takes_twice_its_size_besides_its_own(self):
         """Its text as a whole would be two bytes a character for one sign, and then its values."""
-        for data in (self.wide(25000), self.wide(100000)):
-            self.assertGreater(len(data), gw.WIDE_JSON_BYTES)
+        for lines, least, most in ((25000, gw.WIDE_JSON_BYTES, 2.5), (75000, gw.LARGE_JSON_BYTES, 2.4)):
+            data = self.wide(lines)
+            self.assertGreater(len(data), least)
             with self.subTest(size=len(data)):
                 peak, document = peak_of(lambda data=data: gw.JsonDocument(data))
-                self.assertEqual(len(document.values["messages"][0]["content"]), 1)
-                self.assertLess(peak / len(data), 2.5)
+                self.assertEqual(len(document.values["messages"]), lines // 100)
+                self.assertLess(peak / len(data), most)
 
     def test_an_edit_takes_its_size_besides(self):
         """What is kept is copied once, and no text of two bytes a character is made."""
